@@ -1,0 +1,37 @@
+"""What holds for every test: one torch thread a worker, the same random examples each time, no network."""
+
+import os
+import socket
+
+import pytest
+from hypothesis import settings
+
+# Workers run side by side, so each keeps to one thread, and so does every process it starts. torch reads these on import.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+
+# A red test must be red again for whoever looks, and a slow machine is no failure.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """A test that reaches for the network fails as on a machine without one; servers on this machine are fine."""
+    connect, getaddrinfo = socket.socket.connect, socket.getaddrinfo
+
+    def connect_here(self, address):
+        if self.family != socket.AF_UNIX and address[0] not in LOOPBACK:
+            raise OSError(f"tests have no network, and this one reached for {address[0]}")
+        return connect(self, address)
+
+    def resolve_here(host, *args, **kwargs):
+        if host not in (*LOOPBACK, None):
+            raise socket.gaierror(socket.EAI_FAIL, f"tests have no network, and this one asked where {host} is")
+        return getaddrinfo(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_here)
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_here)
