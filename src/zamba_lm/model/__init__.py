@@ -1,0 +1,1 @@
+"""What Zamba is: config, modules, state, weights."""

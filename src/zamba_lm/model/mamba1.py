@@ -1,0 +1,61 @@
+"""The Mamba-1 mixer of Zamba: a few wide heads, each with its own B, C and time step."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from zamba_lm.model.config import ZambaConfig
+from zamba_lm.model.mamba2 import time_step
+from zamba_lm.model.parts import Linear
+from zamba_lm.ops.conv import conv
+from zamba_lm.ops.packing import Packing
+from zamba_lm.ops.scan import scan
+from zamba_lm.ops.step import step
+
+
+class Mamba1(nn.Module):
+    """x -> [x | z] -> conv over x -> per head [dt | B | C] -> selective scan -> y * SiLU(z) -> out."""
+
+    def __init__(self, c: ZambaConfig, *, device=None, dtype=None):
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        H, P, N, R = c.n_ssm_heads, c.ssm_head_dim, c.d_state, c.dt_rank
+        self.c = c
+        self.in_proj = Linear(c.d_model, 2 * c.d_inner, **factory)
+        self.conv_weight = nn.Parameter(torch.empty(c.d_inner, c.d_conv, **factory))
+        self.conv_bias = nn.Parameter(torch.empty(c.d_inner, **factory))
+        self.x_proj = nn.Parameter(torch.empty(H, R + 2 * N, P, **factory))
+        self.dt_proj = nn.Parameter(torch.empty(H, P, R, **factory))
+        self.dt_bias = nn.Parameter(torch.empty(H, P, **factory))
+        self.A_log = nn.Parameter(torch.empty(H, P, N, **factory))
+        self.D = nn.Parameter(torch.empty(H, P, **factory))
+        self.out_proj = Linear(c.d_inner, c.d_model, **factory)
+
+    def forward(self, x_TD, packing: Packing, memory=None):
+        """memory: (window (S, K - 1, C), SSM state (S, H, P, N)) to continue from and update in place, or None."""
+        c = self.c
+        x_TI, z_TI = self.in_proj(x_TD).chunk(2, dim=-1)
+        window, state = memory or (None, None)
+        x_TI, window_after = conv(x_TI, self.conv_weight, self.conv_bias, packing, window)
+        x_THP = x_TI.unflatten(-1, (c.n_ssm_heads, -1))
+        dt_THP, B_THN, C_THN = self._dt_B_C(x_THP)
+        A_HPN, D_HP = -self.A_log.float().exp(), self.D.float()
+        if memory is None:
+            y_THP, _ = scan(x_THP, dt_THP, A_HPN, B_THN, C_THN, D_HP, packing)
+        else:
+            window.copy_(window_after)
+            if packing.total == len(packing):
+                y_THP = step(x_THP, dt_THP, A_HPN, B_THN, C_THN, D_HP, state)
+            else:
+                y_THP, after = scan(x_THP, dt_THP, A_HPN, B_THN, C_THN, D_HP, packing, state)
+                state.copy_(after)
+        return self.out_proj((y_THP.flatten(-2).float() * F.silu(z_TI.float())).to(z_TI.dtype))
+
+    def _dt_B_C(self, x_THP):
+        """Time steps (T, H, P) float32 and the maps B, C (T, H, N), from each head's own projections."""
+        c = self.c
+        x_HTP = x_THP.transpose(0, 1)
+        low_HTR = x_HTP @ self.x_proj.transpose(1, 2)
+        dt_HTR, B_HTN, C_HTN = low_HTR.split((c.dt_rank, c.d_state, c.d_state), dim=-1)
+        dt_THP = (dt_HTR @ self.dt_proj.transpose(1, 2)).transpose(0, 1)
+        return time_step(dt_THP, self.dt_bias, c.dt_limit), B_HTN.transpose(0, 1), C_HTN.transpose(0, 1)

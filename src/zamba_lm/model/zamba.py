@@ -1,0 +1,145 @@
+"""Zamba: the whole model in one screen."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from zamba_lm.errors import ZambaError
+from zamba_lm.model.batch import Batch
+from zamba_lm.model.config import ZambaConfig
+from zamba_lm.model.init import init_weights
+from zamba_lm.model.mamba1 import Mamba1
+from zamba_lm.model.mamba2 import Mamba2
+from zamba_lm.model.parts import Linear, Norm
+from zamba_lm.model.schedule import LayerPlan, schedule
+from zamba_lm.model.shared import SharedBlock, call_adapters
+from zamba_lm.model.state import State
+from zamba_lm.ops.linear import linear
+from zamba_lm.ops.rope import angles
+
+MIXERS = {"zamba": Mamba1, "zamba2": Mamba2}
+
+
+class Layer(nn.Module):
+    """A mixer with its norm; a hybrid layer also owns the adapters and the link of its call."""
+
+    def __init__(self, c: ZambaConfig, plan: LayerPlan, *, device=None, dtype=None):
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        self.plan = plan
+        self.norm = Norm(c.d_model, c.norm_eps, **factory)
+        self.mixer = MIXERS[c.family](c, **factory)
+        if plan.hybrid:
+            self.link = Linear(c.d_model, c.d_model, **factory)
+            self.adapters = call_adapters(c, **factory)
+
+    def forward(self, x_TD, packing, memory=None, called_TD=None):
+        """called_TD: what the shared block returned; it enters the mixer's input only, never the residual."""
+        into = x_TD if called_TD is None else x_TD + self.link(called_TD)
+        return x_TD + self.mixer(self.norm(into), packing, memory)
+
+
+class Zamba(nn.Module):
+    """A Zamba or Zamba2 language model on one device.
+
+    Parameters are uninitialised until ``init_weights`` or ``load_weights``. Without a state a pass is differentiable and starts
+    every sequence afresh; with one it continues it in place.
+    """
+
+    def __init__(self, config: ZambaConfig, *, device=None, dtype=None):
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        self.config = config
+        self.embedding = nn.Embedding(
+            config.vocab_size, config.d_model, _weight=torch.empty(config.vocab_size, config.d_model, **factory)
+        )
+        self.blocks = nn.ModuleList(SharedBlock(config, **factory) for _ in range(config.n_blocks if config.n_calls else 0))
+        self.layers = nn.ModuleList(Layer(config, plan, **factory) for plan in schedule(config))
+        self.norm = Norm(config.d_model, config.norm_eps, **factory)
+        self.head: torch.Tensor | None = None  # a packed copy of the embedding, see model/pack.py
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.weight.dtype
+
+    def forward(self, batch: Batch, state: State | None = None, *, last_only: bool = False) -> torch.Tensor:
+        """Logits (T, V), or (S, V) of each sequence's last token with ``last_only``; float32.
+
+        Sequence s of the batch continues slot s of ``state``, which is updated in place. Raises ZambaError for token ids outside
+        the vocabulary (when they can be checked without waiting for a device) and for a state with another number of slots.
+        """
+        x_TD = self.hidden(batch, state)
+        if last_only and batch.packing.total != len(batch):
+            x_TD = x_TD[batch.packing.last(x_TD.device)]
+        return linear(x_TD, self.embedding.weight if self.head is None else self.head).float()
+
+    def hidden(self, batch: Batch, state: State | None = None) -> torch.Tensor:
+        """Normed hidden states (T, D) that the head reads."""
+        self._check(batch, state)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and state is None):
+            return self._hidden(batch, state)
+
+    def _hidden(self, batch: Batch, state: State | None) -> torch.Tensor:
+        packing = batch.packing
+        past = None
+        if state is not None:
+            past = tuple(state.lengths)
+            state.reserve(packing.lengths)
+        turns = self._angles(packing, past)
+        x_TD = x0_TD = self.embedding(batch.ids_T)
+        for layer in cast(Iterable[Layer], self.layers):
+            called_TD = None
+            call, block = layer.plan.call, layer.plan.block
+            if call is not None and block is not None:
+                cache = None if state is None else state.cache(call)
+                called_TD = self.blocks[block](x_TD, x0_TD, layer.adapters, packing, turns, cache, past)
+            x_TD = layer(x_TD, packing, None if state is None else state.layer(layer.plan.layer), called_TD)
+        if state is not None:
+            state.advance(packing.lengths)
+        return self.norm(x_TD)
+
+    def logits(self, ids_BT: torch.Tensor, state: State | None = None) -> torch.Tensor:
+        """Logits (B, T, V) float32 for B sequences of T new tokens; ``state`` (B slots) is continued and updated in place."""
+        return self(Batch.rectangle(torch.as_tensor(ids_BT, device=self.device)), state).unflatten(0, tuple(ids_BT.shape))
+
+    def new_state(self, batch_size: int) -> State:
+        """An empty state for ``batch_size`` sequences, on the model's device."""
+        return State(self.config, batch_size, device=self.device, dtype=self.dtype)
+
+    def init_weights(self, seed: int = 0) -> "Zamba":
+        """The published initialisation, reproducible by seed on one device type; returns the model."""
+        init_weights(self, seed)
+        return self
+
+    def save(self, folder: str | Path, *, dtype=None) -> None:
+        """Write config.json and safetensors in the style transformers reads; nothing half-written is left behind."""
+        from zamba_lm.model.weights import save_weights
+
+        save_weights(self, Path(folder), dtype=dtype)
+
+    def _angles(self, packing, past):
+        """RoPE tables of this pass's tokens, or None for a model without RoPE."""
+        if not (self.config.rope_theta and self.config.n_calls):
+            return None
+        starts = past or (0,) * len(packing)
+        positions = [torch.arange(p, p + n, device=self.device) for p, n in zip(starts, packing.lengths, strict=True)]
+        return angles(torch.cat(positions), self.config.head_dim, self.config.rope_base)
+
+    def _check(self, batch: Batch, state: State | None) -> None:
+        if state is not None and len(state) != len(batch):
+            raise ZambaError(f"the state has {len(state)} slots but the batch {len(batch)} sequences; they must be equal")
+        ids = batch.ids_T
+        if ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = torch.aminmax(ids)
+            if low < 0 or high >= self.config.vocab_size:
+                bad = low if low < 0 else high
+                raise ZambaError(
+                    f"token id {int(bad)} is outside the vocabulary of {self.config.vocab_size}; did another tokenizer make it?"
+                )

@@ -1,0 +1,27 @@
+"""The convolution as its definition: K shifted copies, weighted and added."""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from zamba_lm.ops.packing import Packing, over_runs
+
+
+def conv_reference(x_TC, weight_CK, bias_C, packing: Packing, window_SKC=None):
+    return over_runs(packing, partial(_rows, weight_CK.float(), bias_C.float()), (x_TC,), (window_SKC,))
+
+
+def _rows(weight_CK, bias_C, x_BTC, window_BKC):
+    B, T, C = x_BTC.shape
+    past = weight_CK.shape[1] - 1
+    if window_BKC is None:
+        window_BKC = x_BTC.new_zeros(B, past, C)
+    longer_BTC = torch.cat([window_BKC.to(x_BTC.dtype), x_BTC], dim=1)
+    if T == 1:
+        y_BTC = (longer_BTC * weight_CK.T).sum(1, keepdim=True) + bias_C
+    else:
+        y_BTC = bias_C
+        for k in range(past + 1):  # tap k looks back past - k tokens
+            y_BTC = torch.addcmul(y_BTC, longer_BTC[:, k : k + T].float(), weight_CK[:, k])
+    return F.silu(y_BTC).to(x_BTC.dtype), longer_BTC[:, T:]

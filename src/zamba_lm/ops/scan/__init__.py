@@ -1,0 +1,22 @@
+"""The Mamba-1 selective scan over packed sequences, heads as groups."""
+
+from zamba_lm.ops.dispatch import Implementation, Op
+from zamba_lm.ops.packing import Packing
+from zamba_lm.ops.scan.reference import scan_reference
+
+SCAN = Op("scan", (Implementation("reference", scan_reference),))
+
+
+def scan(x_THP, dt_THP, A_HPN, B_THN, C_THN, D_HP, packing: Packing, state_SHPN=None):
+    """For each sequence and channel: h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t;  y_t = C_t . h_t + D x_t.
+
+    x_THP: inputs, any float dtype. dt_THP: time steps > 0, float32 (softplus already applied), one a channel. A_HPN: negative
+    decay rates, float32. B_THN, C_THN: input and output maps of each head. D_HP: skip, float32. state_SHPN: float32 states before
+    the sequences, or None for zeros. Returns (y_THP in x's dtype, states after the sequences (S, H, P, N) float32).
+    Differentiable. Source: Mamba (arXiv 2312.00752), algorithm 2.
+    """
+    T, H, P = x_THP.shape
+    if T != packing.total or dt_THP.shape != x_THP.shape or B_THN.shape != C_THN.shape or B_THN.shape[:2] != (T, H):
+        shapes = ", ".join(f"{name} {tuple(v.shape)}" for name, v in (("x", x_THP), ("dt", dt_THP), ("B", B_THN), ("C", C_THN)))
+        raise ValueError(f"{shapes} do not fit {packing}")
+    return SCAN(x_THP.device)(x_THP, dt_THP, A_HPN, B_THN, C_THN, D_HP, packing, state_SHPN)

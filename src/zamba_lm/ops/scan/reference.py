@@ -1,0 +1,49 @@
+"""The selective scan in plain torch: decays and inputs for a few tokens at once, then one multiply-add a token.
+
+Only CHUNK tokens of (H, P, N) intermediates exist at a time, never the whole sequence's.
+"""
+
+from functools import partial
+
+import torch
+
+from zamba_lm.ops.packing import Packing, over_runs
+
+CHUNK = 16
+
+
+def scan_reference(x_THP, dt_THP, A_HPN, B_THN, C_THN, D_HP, packing: Packing, state_SHPN=None):
+    return over_runs(packing, partial(_rows, A_HPN, D_HP), (x_THP, dt_THP, B_THN, C_THN), (state_SHPN,))
+
+
+def _rows(A_HPN, D_HP, x_BTHP, dt_BTHP, B_BTHN, C_BTHN, state_BHPN):
+    if state_BHPN is None:
+        state_BHPN = x_BTHP.new_zeros(x_BTHP.shape[0], *A_HPN.shape, dtype=torch.float32)
+    outputs = []
+    for start in range(0, x_BTHP.shape[1], CHUNK):
+        x, dt, Bm, Cm = (v[:, start : start + CHUNK].float() for v in (x_BTHP, dt_BTHP, B_BTHN, C_BTHN))
+        states = _states(A_HPN, x, dt, Bm, state_BHPN)
+        outputs.append(((states @ Cm[..., None]).squeeze(-1) + x * D_HP).to(x_BTHP.dtype))
+        state_BHPN = states[:, -1]
+    return torch.cat(outputs, dim=1), state_BHPN.clone()
+
+
+def _states(A_HPN, x, dt, Bm, state_BHPN):
+    """States after each token of a chunk (B, t, H, P, N)."""
+    decay = (dt[..., None] * A_HPN).exp_()
+    add = (dt * x)[..., None] * Bm[..., None, :]
+    if torch.is_grad_enabled() and (decay.requires_grad or add.requires_grad or state_BHPN.requires_grad):
+        return _states_with_gradient(decay, add, state_BHPN)
+    states = add  # filled in place: entry t becomes the state after token t
+    for t in range(x.shape[1]):
+        states[:, t].addcmul_(decay[:, t], state_BHPN)
+        state_BHPN = states[:, t]
+    return states
+
+
+def _states_with_gradient(decay, add, state_BHPN):
+    states = []
+    for t in range(add.shape[1]):
+        state_BHPN = torch.addcmul(add[:, t], decay[:, t], state_BHPN)
+        states.append(state_BHPN)
+    return torch.stack(states, dim=1)

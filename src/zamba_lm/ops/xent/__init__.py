@@ -1,0 +1,20 @@
+"""The head and its loss: linear layer and cross-entropy without ever holding all logits."""
+
+from zamba_lm.ops.dispatch import Implementation, Op
+from zamba_lm.ops.xent.compiled import xent_compiled
+from zamba_lm.ops.xent.reference import xent_reference
+
+XENT = Op("xent", (Implementation("reference", xent_reference), Implementation("compiled", xent_compiled)))
+
+
+def xent(x_TD, weight_VD, targets_T):
+    """Sum over tokens of -log softmax(W x)[target], in nats, as a float32 scalar.
+
+    x_TD: hidden states, weight_VD: the head, targets_T: int64, negative entries do not count. Products are in bfloat16 when x is,
+    or under autocast; softmax and sum in float32. Differentiable in x and the weight.
+    """
+    if x_TD.dim() != 2 or targets_T.shape != x_TD.shape[:1] or weight_VD.shape[1] != x_TD.shape[1]:
+        raise ValueError(
+            f"x {tuple(x_TD.shape)}, weight {tuple(weight_VD.shape)} and targets {tuple(targets_T.shape)} do not fit"
+        )
+    return XENT(x_TD.device)(x_TD, weight_VD, targets_T)

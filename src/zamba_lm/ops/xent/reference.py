@@ -1,0 +1,51 @@
+"""Linear cross-entropy a few thousand tokens at a time; gradients are made while the logits are at hand."""
+
+import torch
+
+CHUNK = 8192  # tokens whose logits exist at once
+
+
+def xent_reference(x_TD, weight_VD, targets_T, *, loss=None):
+    """``loss``: another way to compute ``loss_and_gradient``."""
+    if torch.is_autocast_enabled(x_TD.device.type):
+        dtype = torch.get_autocast_dtype(x_TD.device.type)
+        x_TD, weight_VD = x_TD.to(dtype), weight_VD.to(dtype)
+    return _LinearCrossEntropy.apply(x_TD, weight_VD, targets_T, loss or loss_and_gradient)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """The loss is a sum, so its gradient scales with what comes from above and can be computed in the forward pass."""
+
+    @staticmethod
+    def forward(ctx, x_TD, weight_VD, targets_T, loss_and_gradient):
+        want = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        total = x_TD.new_zeros((), dtype=torch.float32)
+        dx_TD = torch.empty_like(x_TD) if want else None
+        dw_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if want else None
+        for start in range(0, x_TD.shape[0], CHUNK):
+            part = slice(start, start + CHUNK)
+            loss, dlogits_TV = loss_and_gradient(x_TD[part] @ weight_VD.T, targets_T[part])
+            total += loss
+            if want:
+                torch.mm(dlogits_TV, weight_VD, out=dx_TD[part])
+                dw_VD += dlogits_TV.T @ x_TD[part]
+        ctx.save_for_backward(dx_TD, dw_VD)
+        ctx.weight_dtype = weight_VD.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx, scale):
+        dx_TD, dw_VD = ctx.saved_tensors
+        return dx_TD * scale.to(dx_TD.dtype), (dw_VD * scale).to(ctx.weight_dtype), None, None
+
+
+def loss_and_gradient(logits_TV, targets_T):
+    """Summed loss and d loss / d logits in the logits' dtype. No matrix product: one or two passes when compiled."""
+    logits = logits_TV.float()
+    counted = targets_T >= 0
+    log_z = torch.logsumexp(logits, dim=-1)
+    at = targets_T.clamp(min=0)[:, None]
+    loss = ((log_z - logits.gather(1, at)[:, 0]) * counted).sum()
+    is_target = torch.arange(logits.shape[1], device=logits.device) == at
+    dlogits = (torch.exp(logits - log_z[:, None]) - is_target.float()) * counted[:, None]
+    return loss, dlogits.to(logits_TV.dtype)
