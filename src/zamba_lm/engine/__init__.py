@@ -1,0 +1,1 @@
+"""The kitchen: many requests, one model. Token ids in, token ids out; text is somebody else's floor."""
