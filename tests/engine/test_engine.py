@@ -225,15 +225,15 @@ def test_memory_that_runs_out_while_room_grows_leaves_no_half_grown_state(monkey
     """The first call's keys and values have new room, the second's have not."""
     engine, ids = Engine(model()), tuple(prompt(20))
     engine.add(ids, SamplingParams(max_tokens=5))
-    grown, sizes = state._grown, []
+    grown, sizes = state._with_entries, []
 
-    def scarce(old, room):
-        sizes.append(room)
+    def scarce(old, n, dim):
+        sizes.append(n)
         if len(sizes) == 2:
             raise torch.OutOfMemoryError
-        return grown(old, room)
+        return grown(old, n, dim)
 
-    monkeypatch.setattr(state, "_grown", scarce)
+    monkeypatch.setattr(state, "_with_entries", scarce)
     with pytest.raises(torch.OutOfMemoryError):
         engine.step()
     assert next(iter(engine.run().values())).ids == oracle("zamba2", ids, 5)

@@ -84,41 +84,52 @@ class State:
         if whole.kv and need > whole.kv[0].shape[3]:
             room = max(need, whole.kv[0].shape[3] * 5 // 4)
             for call, old in enumerate(whole.kv):  # one call at a time, so that only one is held twice
-                whole.kv[call] = _grown(old, -(-room // KV_STEP) * KV_STEP)
+                whole.kv[call] = _with_entries(old, -(-room // KV_STEP) * KV_STEP, dim=3)
 
     def advance(self, new: tuple[int, ...]) -> None:
         """Count ``new[s]`` tokens read by slot s."""
         for slot, n in enumerate(new, self.start):
             self.whole.ages[slot] += n
 
+    def _at(self, slot: int) -> int:
+        """Place in the whole of a slot of this view. IndexError outside of it, where the slots of others lie."""
+        if not 0 <= slot < len(self):
+            raise IndexError(f"slot {slot} of a state with {len(self)}")
+        return self.start + slot
+
     def reset(self, slot: int) -> None:
         """Empty one slot."""
-        at = self.start + slot
+        at = self._at(slot)
         self.whole.windows[:, at] = 0
         self.whole.ssm[:, at] = 0
         self.whole.ages[at] = 0
 
     def move(self, source: int, target: int) -> None:
         """Copy one slot over another."""
-        source, target, whole = self.start + source, self.start + target, self.whole
+        source, target, whole = self._at(source), self._at(target), self.whole
         age = whole.ages[target] = whole.ages[source]
         whole.windows[:, target] = whole.windows[:, source]
         whole.ssm[:, target] = whole.ssm[:, source]
         for kv in whole.kv:
             kv[:, target, :, :age] = kv[:, source, :, :age]
 
+    def resized(self, n: int) -> "State":
+        """A whole state of ``n`` slots, of which the first are copies of these."""
+        new = object.__new__(State)
+        new.spec, new.whole, new.start, new.stop = self.spec, new, 0, n
+        new.windows, new.ssm = (_with_entries(t, n, dim=1) for t in (self.windows, self.ssm))
+        new.kv = [_with_entries(kv[:, self.start : self.stop], n, dim=1) for kv in self.whole.kv]
+        new.ages = (self.lengths + [0] * n)[:n]
+        return new
+
     def clone(self) -> "State":
         """A copy of these slots with memory of its own."""
-        copy = object.__new__(State)
-        copy.spec, copy.whole, copy.start, copy.stop = self.spec, copy, 0, len(self)
-        copy.windows, copy.ssm = self.windows.clone(), self.ssm.clone()
-        copy.kv = [kv[:, self.start : self.stop].clone() for kv in self.whole.kv]
-        copy.ages = self.lengths
-        return copy
+        return self.resized(len(self))
 
 
-def _grown(old: torch.Tensor, room: int) -> torch.Tensor:
-    two, n, heads, filled, head_dim = old.shape
-    new = old.new_zeros(two, n, heads, room, head_dim)
-    new[:, :, :, :filled] = old
+def _with_entries(old: torch.Tensor, n: int, dim: int) -> torch.Tensor:
+    """A copy with ``n`` entries along ``dim``: those there were, then zeros."""
+    new = old.new_zeros(*old.shape[:dim], n, *old.shape[dim + 1 :])
+    kept = min(n, old.shape[dim])
+    new.narrow(dim, 0, kept).copy_(old.narrow(dim, 0, kept))
     return new
