@@ -158,6 +158,10 @@ def _problems(c: ZambaConfig):
         if not isinstance(getattr(c, name), int) or isinstance(getattr(c, name), bool) or getattr(c, name) < 1:
             yield f"{name} is {getattr(c, name)!r}, expected a whole number of at least 1"
             return
+    for name in ("dt_rank", "adapter_rank", "max_positions"):
+        if type(getattr(c, name)) is not int:
+            yield f"{name} is {getattr(c, name)!r}, expected a whole number"
+            return
     if c.n_layers > MOST_LAYERS:
         yield f"n_layers is {c.n_layers}, expected at most {MOST_LAYERS}"
         return

@@ -5,8 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from zamba_lm.model.config import ZambaConfig
-from zamba_lm.model.mamba2 import time_step
-from zamba_lm.model.parts import Linear
+from zamba_lm.model.parts import Linear, time_step
 from zamba_lm.ops.conv import conv
 from zamba_lm.ops.packing import Packing
 from zamba_lm.ops.scan import scan
@@ -30,16 +29,22 @@ class Mamba1(nn.Module):
         self.A_log = nn.Parameter(torch.empty(H, P, N, **factory))
         self.D = nn.Parameter(torch.empty(H, P, **factory))
         self.out_proj = Linear(c.d_inner, c.d_model, **factory)
+        self.frozen: tuple[torch.Tensor, ...] | None = None  # ``constants`` kept by ``pack_weights``
+
+    def constants(self) -> tuple[torch.Tensor, ...]:
+        """What conv and recurrence read, in float32: conv weight (C, K), conv bias (C), dt bias (H, P), A (H, P, N), D (H, P)."""
+        A_HPN = -self.A_log.float().exp()
+        return self.conv_weight.float(), self.conv_bias.float(), self.dt_bias.float(), A_HPN, self.D.float()
 
     def forward(self, x_TD, packing: Packing, memory=None):
         """memory: (window (S, K - 1, C), SSM state (S, H, P, N)) to continue from and update in place, or None."""
         c = self.c
+        conv_weight, conv_bias, dt_bias, A_HPN, D_HP = self.frozen or self.constants()
         x_TI, z_TI = self.in_proj(x_TD).chunk(2, dim=-1)
         window, state = memory or (None, None)
-        x_TI, window_after = conv(x_TI, self.conv_weight, self.conv_bias, packing, window)
+        x_TI, window_after = conv(x_TI, conv_weight, conv_bias, packing, window)
         x_THP = x_TI.unflatten(-1, (c.n_ssm_heads, -1))
-        dt_THP, B_THN, C_THN = self._dt_B_C(x_THP)
-        A_HPN, D_HP = -self.A_log.float().exp(), self.D.float()
+        dt_THP, B_THN, C_THN = self._dt_B_C(x_THP, dt_bias)
         if memory is None:
             y_THP, _ = scan(x_THP, dt_THP, A_HPN, B_THN, C_THN, D_HP, packing)
         else:
@@ -51,11 +56,11 @@ class Mamba1(nn.Module):
                 state.copy_(after)
         return self.out_proj((y_THP.flatten(-2).float() * F.silu(z_TI.float())).to(z_TI.dtype))
 
-    def _dt_B_C(self, x_THP):
+    def _dt_B_C(self, x_THP, dt_bias):
         """Time steps (T, H, P) float32 and the maps B, C (T, H, N), from each head's own projections."""
         c = self.c
         x_HTP = x_THP.transpose(0, 1)
         low_HTR = x_HTP @ self.x_proj.transpose(1, 2)
         dt_HTR, B_HTN, C_HTN = low_HTR.split((c.dt_rank, c.d_state, c.d_state), dim=-1)
         dt_THP = (dt_HTR @ self.dt_proj.transpose(1, 2)).transpose(0, 1)
-        return time_step(dt_THP, self.dt_bias, c.dt_limit), B_HTN.transpose(0, 1), C_HTN.transpose(0, 1)
+        return time_step(dt_THP, dt_bias, c.dt_limit), B_HTN.transpose(0, 1), C_HTN.transpose(0, 1)

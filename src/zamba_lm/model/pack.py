@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from zamba_lm.model.mamba1 import Mamba1
+from zamba_lm.model.mamba2 import Mamba2
 from zamba_lm.model.parts import Linear
 from zamba_lm.model.zamba import Zamba
 from zamba_lm.ops.linear import can_pack, pack
@@ -10,12 +12,15 @@ from zamba_lm.ops.linear import can_pack, pack
 def pack_weights(model: Zamba) -> Zamba:
     """Pack every projection in place, one at a time, and give the head a packed copy of the embedding; returns the model.
 
-    Only for inference: packed weights take no gradient. Saving unpacks them. A model that gains nothing (another device or
-    dtype, see ``ops.linear.can_pack``) is left as it is.
+    Mixers also keep their small float32 constants instead of deriving them anew at every token. Only for inference: packed
+    weights take no gradient, and later changes to the parameters would not be seen. Saving unpacks. Projections that gain nothing
+    (another device or dtype, see ``ops.linear.can_pack``) stay as they are.
     """
     for module in model.modules():
         if isinstance(module, Linear) and can_pack(module.weight):
             module.weight = nn.Parameter(pack(module.weight), requires_grad=False)
+        if isinstance(module, Mamba1 | Mamba2):
+            module.frozen = tuple(one.detach() for one in module.constants())
     if can_pack(model.embedding.weight):
         model.head = pack(model.embedding.weight)
     return model

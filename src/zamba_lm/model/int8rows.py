@@ -1,0 +1,41 @@
+"""Weights in 8 bits a number: each row of a matrix as int8 with one scale. A way to store a model, not to run it.
+
+Tensor ``X`` int8 (rows, columns) with ``X.row_scale`` (rows,) float stands for ``X * row_scale[:, None]``; loading multiplies
+out.
+"""
+
+import torch
+from torch import Tensor
+
+SCALE = ".row_scale"
+_FEWEST_COLUMNS = 64  # shorter rows stay as they are: their scales would cost too much
+
+
+def is_rowwise(shape: tuple[int, ...]) -> bool:
+    """Is a tensor of this shape stored as int8 rows?"""
+    return len(shape) == 2 and shape[1] >= _FEWEST_COLUMNS
+
+
+def quantize(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows, columns) float -> int8 of the same shape and scales (rows,) float32; the error of a number is at most half its
+    scale.
+    """
+    scale = tensor.float().abs().amax(dim=1) / 127
+    rounded = (tensor.float() / scale.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round()
+    return rounded.clamp(-127, 127).to(torch.int8), scale
+
+
+def expand(tensor: Tensor, scale: Tensor) -> Tensor:
+    """What int8 rows stand for, float32."""
+    return tensor.float() * scale.float()[:, None]
+
+
+def quantize_rows(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors with every matrix as int8 rows and scales; vectors and small things unchanged."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if is_rowwise(tuple(tensor.shape)):
+            found[name], found[name + SCALE] = quantize(tensor)
+        else:
+            found[name] = tensor
+    return found
