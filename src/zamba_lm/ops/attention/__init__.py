@@ -17,6 +17,8 @@ def attention(q_THd, k_THd, v_THd, scale: float, packing: Packing, cache=None, p
     """
     if q_THd.shape != k_THd.shape or q_THd.shape != v_THd.shape or q_THd.shape[0] != packing.total:
         raise ValueError(f"q {tuple(q_THd.shape)}, k {tuple(k_THd.shape)} and v {tuple(v_THd.shape)} do not fit {packing}")
+    if cache is not None and len(cache[0]) != len(packing):
+        raise ValueError(f"the cache holds {len(cache[0])} sequences, expected {len(packing)} for {packing}")
     if cache is not None and max(n + p for n, p in zip(packing.lengths, past, strict=True)) > cache[0].shape[2]:
         raise ValueError(f"past {tuple(past)} plus new {packing.lengths} exceed the cache of {cache[0].shape[2]} tokens")
     return ATTENTION(q_THd.device)(q_THd, k_THd, v_THd, scale, packing, cache, past)

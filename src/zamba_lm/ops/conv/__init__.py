@@ -14,6 +14,9 @@ def conv(x_TC, weight_CK, bias_C, packing: Packing, window_SKC=None):
     K - 1, C), oldest first, or None for zeros. Returns (y_TC in x's dtype, the windows after the sequences (S, K - 1, C)).
     Arithmetic in float32. Source: Mamba (arXiv 2312.00752), figure 3.
     """
-    if x_TC.shape != (packing.total, weight_CK.shape[0]):
-        raise ValueError(f"x is {tuple(x_TC.shape)}, expected ({packing.total}, {weight_CK.shape[0]}) for {packing}")
+    C, K = weight_CK.shape
+    if x_TC.shape != (packing.total, C):
+        raise ValueError(f"x is {tuple(x_TC.shape)}, expected {(packing.total, C)} for {packing}")
+    if window_SKC is not None and window_SKC.shape != (expected := (len(packing), K - 1, C)):
+        raise ValueError(f"window is {tuple(window_SKC.shape)}, expected {expected} for {packing}")
     return CONV(x_TC.device)(x_TC, weight_CK, bias_C, packing, window_SKC)

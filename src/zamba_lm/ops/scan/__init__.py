@@ -19,4 +19,6 @@ def scan(x_THP, dt_THP, A_HPN, B_THN, C_THN, D_HP, packing: Packing, state_SHPN=
     if T != packing.total or dt_THP.shape != x_THP.shape or B_THN.shape != C_THN.shape or B_THN.shape[:2] != (T, H):
         shapes = ", ".join(f"{name} {tuple(v.shape)}" for name, v in (("x", x_THP), ("dt", dt_THP), ("B", B_THN), ("C", C_THN)))
         raise ValueError(f"{shapes} do not fit {packing}")
+    if state_SHPN is not None and state_SHPN.shape != (expected := (len(packing), H, P, B_THN.shape[2])):
+        raise ValueError(f"state is {tuple(state_SHPN.shape)}, expected {expected} for {packing}")
     return SCAN(x_THP.device)(x_THP, dt_THP, A_HPN, B_THN, C_THN, D_HP, packing, state_SHPN)

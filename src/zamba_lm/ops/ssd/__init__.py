@@ -16,7 +16,9 @@ def ssd(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, packing: Packing, state_SHPN=None)
     Differentiable. Source: Mamba-2 (arXiv 2405.21060), section 6.
     """
     T, H, P = x_THP.shape
-    if T != packing.total or dt_TH.shape != (T, H) or B_TGN.shape != C_TGN.shape or H % B_TGN.shape[1]:
+    if T != packing.total or dt_TH.shape != (T, H) or B_TGN.shape != C_TGN.shape or len(B_TGN) != T or H % B_TGN.shape[1]:
         shapes = ", ".join(f"{name} {tuple(v.shape)}" for name, v in (("x", x_THP), ("dt", dt_TH), ("B", B_TGN), ("C", C_TGN)))
         raise ValueError(f"{shapes} do not fit {packing}")
+    if state_SHPN is not None and state_SHPN.shape != (expected := (len(packing), H, P, B_TGN.shape[2])):
+        raise ValueError(f"state is {tuple(state_SHPN.shape)}, expected {expected} for {packing}")
     return SSD(x_THP.device)(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, packing, state_SHPN)

@@ -45,21 +45,22 @@ def _rows(A_H, D_H, chunk, span, product_dtype, x_BTHP, dt_BTH, B_BTGN, C_BTGN, 
         part = [v[:, start : start + span] for v in (x_BTHP, dt_BTH, B_BTGN, C_BTGN)]
         y_BTHP, state_BHPN = _span(A_H, min(chunk, part[0].shape[1]), product_dtype, *part, state_BHPN)
         outputs.append(torch.addcmul(y_BTHP, part[0].float(), D_H[:, None]).to(x_BTHP.dtype))
-    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), state_BHPN
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), state_BHPN.clone()  # free of its span's others
 
 
 def _span(A_H, Q, product_dtype, x_BTHP, dt_BTH, B_BTGN, C_BTGN, state_BHPN):
     """All chunks of Q tokens at once. Padding tokens have dt = 0: they neither decay nor add."""
     T, G = x_BTHP.shape[1], B_BTGN.shape[2]
     dt, x, Bm, Cm = (_chunked(v, Q) for v in (dt_BTH, x_BTHP, B_BTGN, C_BTGN))  # b c q ...
-    decay = (dt * A_H).cumsum(2)  # b c q h: log of the decay since the chunk began
+    steps = dt * A_H  # b c q h: log of each token's decay
+    since = steps.cumsum(2)  # ... and of the decay since the chunk began
     xdt = x.float() * dt[..., None]
-    left = (decay[:, :, -1:] - decay).exp()[..., None]  # decay from each token to the chunk's end
+    left = _after(steps).exp()[..., None]  # decay from each token to the chunk's end
     adds = _per_group(xdt * left, G).to(product_dtype).transpose(-1, -2) @ _groups_first(Bm).to(product_dtype)  # (2) b c g hp n
-    before, state_BHPN = _between(decay[:, :, -1], adds.unflatten(3, (-1, x.shape[-1])).flatten(2, 3).float(), state_BHPN)  # (3)
-    inside = _inside(decay, xdt, Bm, Cm, product_dtype)  # (1) b c h q p
+    before, state_BHPN = _between(since[:, :, -1], adds.unflatten(3, (-1, x.shape[-1])).flatten(2, 3).float(), state_BHPN)  # (3)
+    inside = _inside(steps, xdt, Bm, Cm, product_dtype)  # (1) b c h q p
     carried = _groups_first(Cm).to(product_dtype) @ _state_per_group(before, G).to(product_dtype)  # (4) b c g q hp
-    y = inside.permute(0, 1, 3, 2, 4) + _tokens_first(carried, x.shape[-1]).float() * decay.exp()[..., None]
+    y = inside.permute(0, 1, 3, 2, 4) + _tokens_first(carried, x.shape[-1]).float() * since.exp()[..., None]
     return y.flatten(1, 2)[:, :T], state_BHPN
 
 
@@ -70,23 +71,37 @@ def _chunked(v_BT, Q):
     return v_BT.unflatten(1, (-1, Q))
 
 
-def _inside(decay, xdt, Bm, Cm, product_dtype):
+def _after(steps):
+    """Sums of ``steps`` (b c q h) over the tokens behind each one."""
+    return F.pad(steps[:, :, 1:], (0, 0, 0, 1)).flip(2).cumsum(2).flip(2)
+
+
+def _decays(steps):
+    """exp of the sum of ``steps`` over (j, i], zero for j > i: (..., q) gives (..., i, j).
+
+    Differences of one running sum forget small steps behind large ones (in float32, 3000.001 - 3000 is 0.0009766), so what
+    rounding took from the running sum goes along. It carries no gradient: in exact arithmetic it is zero.
+    """
+    sums = steps.cumsum(-1)
+    lost = (steps - sums.diff(dim=-1, prepend=torch.zeros_like(sums[..., :1]))).cumsum(-1).detach()
+    future = torch.ones(*sums.shape[-1:] * 2, dtype=torch.bool, device=sums.device).triu(1)
+    logs = (sums[..., :, None] - sums[..., None, :]).add_(lost[..., :, None]).sub_(lost[..., None, :])
+    return logs.masked_fill_(future, -torch.inf).exp_()
+
+
+def _inside(steps, xdt, Bm, Cm, product_dtype):
     """(1): scores C_i . B_j, decayed from j to i and zero for j > i, times the inputs."""
-    Q, H, G = decay.shape[2], decay.shape[3], Bm.shape[3]
+    H, G = steps.shape[3], Bm.shape[3]
     scores = _groups_first(Cm).to(product_dtype) @ _groups_first(Bm).to(product_dtype).transpose(-1, -2)  # b c g i j
-    log = decay.permute(0, 1, 3, 2)  # b c h q
-    future = torch.ones(Q, Q, dtype=torch.bool, device=decay.device).triu(1)
-    mask = (log[..., :, None] - log[..., None, :]).masked_fill(future, -torch.inf).exp()  # b c h i j
+    mask = _decays(steps.transpose(2, 3))  # b c h i j
     weights = (mask.unflatten(2, (G, H // G)) * scores.unsqueeze(3)).flatten(2, 3)
     return (weights.to(product_dtype) @ xdt.permute(0, 1, 3, 2, 4).to(product_dtype)).float()
 
 
 def _between(total, adds, state):
     """(3): the state before every chunk and after the last; ``total`` (b c h) is each chunk's whole log decay."""
-    since = F.pad(total, (0, 0, 1, 0)).cumsum(1).transpose(1, 2)  # b h z: log decay up to boundary z
-    future = torch.ones(since.shape[-1], since.shape[-1], dtype=torch.bool, device=since.device).triu(1)
-    mask = (since[..., :, None] - since[..., None, :]).masked_fill(future, -torch.inf).exp()  # b h z c
-    sources = torch.cat([state[:, None], adds], dim=1).transpose(1, 2)  # b h c p n
+    mask = _decays(F.pad(total, (0, 0, 1, 0)).transpose(1, 2))  # b h z c: to boundary z, from source c
+    sources = torch.cat([state[:, None], adds], dim=1).transpose(1, 2)  # b h c p n: source 0 is the start
     states = (mask @ sources.flatten(3)).unflatten(3, state.shape[2:]).transpose(1, 2)
     return states[:, :-1], states[:, -1]
 

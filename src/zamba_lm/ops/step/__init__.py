@@ -13,7 +13,9 @@ def step(x_SHP, dt_SHP, A_HPN, B_SGN, C_SGN, D_HP, state_SHPN):
     B_SGN, C_SGN: maps of G groups, H divisible by G. D: float32 (H, P) or (H, 1). state_SHPN: float32, **updated in place**.
     Returns y_SHP in x's dtype. Not differentiable: a whole pass over a sequence is (see ``ssd`` and ``scan``).
     """
-    if state_SHPN.shape[:3] != x_SHP.shape or B_SGN.shape != C_SGN.shape or x_SHP.shape[1] % B_SGN.shape[1]:
+    S, H, _, N = state_SHPN.shape
+    G = B_SGN.shape[1]
+    if state_SHPN.shape[:3] != x_SHP.shape or B_SGN.shape != (S, G, N) or C_SGN.shape != (S, G, N) or H % G:
         raise ValueError(
             f"x {tuple(x_SHP.shape)}, B {tuple(B_SGN.shape)}, C {tuple(C_SGN.shape)} do not fit state {tuple(state_SHPN.shape)}"
         )

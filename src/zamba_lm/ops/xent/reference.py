@@ -1,6 +1,7 @@
 """Linear cross-entropy a few thousand tokens at a time; gradients are made while the logits are at hand."""
 
 import torch
+import torch.nn.functional as F
 
 CHUNK = 8192  # tokens whose logits exist at once
 
@@ -10,6 +11,8 @@ def xent_reference(x_TD, weight_VD, targets_T, *, loss=None):
     if torch.is_autocast_enabled(x_TD.device.type):
         dtype = torch.get_autocast_dtype(x_TD.device.type)
         x_TD, weight_VD = x_TD.to(dtype), weight_VD.to(dtype)
+    if not torch.is_grad_enabled():  # inside forward it is always off, and parameters still say that they need a gradient
+        x_TD, weight_VD = x_TD.detach(), weight_VD.detach()
     return _LinearCrossEntropy.apply(x_TD, weight_VD, targets_T, loss or loss_and_gradient)
 
 
@@ -24,11 +27,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dw_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if want else None
         for start in range(0, x_TD.shape[0], CHUNK):
             part = slice(start, start + CHUNK)
-            loss, dlogits_TV = loss_and_gradient(x_TD[part] @ weight_VD.T, targets_T[part])
+            logits_TV = x_TD[part] @ weight_VD.T
+            if not want:
+                total += F.cross_entropy(logits_TV.float(), targets_T[part].clamp(min=-1), ignore_index=-1, reduction="sum")
+                continue
+            loss, dlogits_TV = loss_and_gradient(logits_TV, targets_T[part])
             total += loss
-            if want:
-                torch.mm(dlogits_TV, weight_VD, out=dx_TD[part])
-                dw_VD += dlogits_TV.T @ x_TD[part]
+            torch.mm(dlogits_TV, weight_VD, out=dx_TD[part])
+            dw_VD += dlogits_TV.T @ x_TD[part]
         ctx.save_for_backward(dx_TD, dw_VD)
         ctx.weight_dtype = weight_VD.dtype
         return total
