@@ -14,6 +14,8 @@ TOLERANCES = {
     # logits by two routes of our own: whole pass, chunks, single steps, packed, batched, saved and loaded
     ("paths", F32): (2e-5, 0.0),
     ("paths", BF16): (5e-2, 0.0),
+    # logits of a model in bfloat16 beside the same model in float32: root of the mean square difference, by the logits' spread
+    ("narrow", BF16): (2e-2, 0.0),
     # one implementation of an op beside its reference: outputs of the order of 1
     ("op", F32): (1e-5, 1e-5),
     ("op", BF16): (2e-2, 1e-2),

@@ -19,10 +19,13 @@ def is_rowwise(shape: tuple[int, ...]) -> bool:
 def quantize(tensor: Tensor) -> tuple[Tensor, Tensor]:
     """(rows, columns) float -> int8 of the same shape and scales (rows,) float32; the error of a number is at most half its
     scale.
+
+    Scales are powers of two: what the rows expand to is then exact in bfloat16, so that an expanded model can be packed into
+    the same eight bits again (``ops.linear.pack``), and plain exports are the shipped numbers.
     """
-    scale = tensor.float().abs().amax(dim=1) / 127
-    rounded = (tensor.float() / scale.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round()
-    return rounded.clamp(-127, 127).to(torch.int8), scale
+    largest = tensor.float().abs().amax(dim=1).clamp_min(2.0**-100)
+    scale = torch.exp2(torch.ceil(torch.log2(largest / 127)))
+    return (tensor.float() / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
 
 
 def expand(tensor: Tensor, scale: Tensor) -> Tensor:

@@ -45,15 +45,14 @@ class Mamba1(nn.Module):
         x_TI, window_after = conv(x_TI, conv_weight, conv_bias, packing, window)
         x_THP = x_TI.unflatten(-1, (c.n_ssm_heads, -1))
         dt_THP, B_THN, C_THN = self._dt_B_C(x_THP, dt_bias)
-        if memory is None:
-            y_THP, _ = scan(x_THP, dt_THP, A_HPN, B_THN, C_THN, D_HP, packing)
+        if memory is not None and packing.total == len(packing):
+            y_THP = step(x_THP, dt_THP, A_HPN, B_THN, C_THN, D_HP, state)
         else:
+            y_THP, state_after = scan(x_THP, dt_THP, A_HPN, B_THN, C_THN, D_HP, packing, state)
+            if memory is not None:
+                state.copy_(state_after)
+        if memory is not None:
             window.copy_(window_after)
-            if packing.total == len(packing):
-                y_THP = step(x_THP, dt_THP, A_HPN, B_THN, C_THN, D_HP, state)
-            else:
-                y_THP, after = scan(x_THP, dt_THP, A_HPN, B_THN, C_THN, D_HP, packing, state)
-                state.copy_(after)
         return self.out_proj((y_THP.flatten(-2).float() * F.silu(z_TI.float())).to(z_TI.dtype))
 
     def _dt_B_C(self, x_THP, dt_bias):

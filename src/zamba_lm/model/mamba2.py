@@ -9,7 +9,7 @@ from zamba_lm.ops.conv import conv
 from zamba_lm.ops.norm import gated_norm
 from zamba_lm.ops.packing import Packing
 from zamba_lm.ops.ssd import ssd
-from zamba_lm.ops.step import step
+from zamba_lm.ops.step import mamba2_step
 
 GATED_NORM_EPS = 1e-5  # fixed in the released code, whatever the config says of the other norms
 
@@ -39,21 +39,19 @@ class Mamba2(nn.Module):
 
     def forward(self, x_TD, packing: Packing, memory=None):
         """memory: (window (S, K - 1, C), SSM state (S, H, P, N)) to continue from and update in place, or None."""
-        c = self.c
-        conv_weight, conv_bias, dt_bias, A_H, D_H = self.frozen or self.constants()
-        z_TI, xBC_TC, dt_TH = self.in_proj(x_TD).split(self.sizes, dim=-1)
+        c, h_TE, constants = self.c, self.in_proj(x_TD), self.frozen or self.constants()
         window, state = memory or (None, None)
+        if memory is not None and packing.total == len(packing):
+            how = (c.n_groups, GATED_NORM_EPS, c.dt_limit)
+            return self.out_proj(mamba2_step(h_TE, window, state, constants, self.norm_weight, *how))
+        conv_weight, conv_bias, dt_bias, A_H, D_H = constants
+        z_TI, xBC_TC, dt_TH = h_TE.split(self.sizes, dim=-1)
         xBC_TC, window_after = conv(xBC_TC, conv_weight, conv_bias, packing, window)
         x_THP = xBC_TC[:, : c.d_inner].unflatten(-1, (c.n_ssm_heads, c.ssm_head_dim))
         B_TGN, C_TGN = xBC_TC[:, c.d_inner :].unflatten(-1, (2, c.n_groups, c.d_state)).unbind(1)
         dt_TH = time_step(dt_TH, dt_bias, c.dt_limit)
-        if memory is None:
-            y_THP, _ = ssd(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, packing)
-        else:
+        y_THP, state_after = ssd(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, packing, state)
+        if memory is not None:
             window.copy_(window_after)
-            if packing.total == len(packing):
-                y_THP = step(x_THP, dt_TH[..., None], A_H[:, None, None], B_TGN, C_TGN, D_H[:, None], state)
-            else:
-                y_THP, after = ssd(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, packing, state)
-                state.copy_(after)
+            state.copy_(state_after)
         return self.out_proj(gated_norm(y_THP.flatten(-2), z_TI, self.norm_weight, GATED_NORM_EPS, c.n_groups))

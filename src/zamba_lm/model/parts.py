@@ -4,19 +4,29 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from zamba_lm.ops.linear import linear
+from zamba_lm.ops.linear import linear, pack, unpack
 from zamba_lm.ops.norm import norm
 
 
 class Linear(nn.Module):
-    """y = x W^T with W (out, in)."""
+    """y = x W^T with W (out, in). ``row_scale`` belongs to a weight packed in eight bits (see ``ops.linear``)."""
 
     def __init__(self, d_in: int, d_out: int, *, device=None, dtype=None):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(d_out, d_in, device=device, dtype=dtype))
+        self.row_scale: torch.Tensor | None = None
 
     def forward(self, x):
-        return linear(x, self.weight)
+        return linear(x, self.weight, self.row_scale)
+
+    def pack(self) -> None:
+        """Pack the weight for this machine's processor, for inference only."""
+        packed, self.row_scale = pack(self.weight)
+        self.weight = nn.Parameter(packed, requires_grad=False)
+
+    def dense(self) -> torch.Tensor:
+        """The weight as a plain tensor."""
+        return unpack(self.weight.detach(), self.row_scale)
 
 
 class Norm(nn.Module):

@@ -57,12 +57,14 @@ class SharedBlock(nn.Module):
         return self._mlp(self.norm_mlp(h_TD), adapters)
 
     def _attend(self, h_TE, adapters, packing, angles, cache, past):
-        q, k, v = self.qkv(h_TE).chunk(3, dim=-1)
+        qkv = self.qkv(h_TE)
         if "q" in adapters:
-            q, k, v = adapters["q"](q, h_TE), adapters["k"](k, h_TE), adapters["v"](v, h_TE)
-        q, k, v = (x.unflatten(-1, (self.c.n_heads, -1)) for x in (q, k, v))
+            qkv = torch.cat([adapters[name](x, h_TE) for name, x in zip("qkv", qkv.chunk(3, dim=-1))], dim=-1)
+        heads = self.c.n_heads
+        qk, v = qkv.unflatten(-1, (3 * heads, self.c.head_dim)).split((2 * heads, heads), dim=1)
         if angles is not None:
-            q, k = rope(q, angles), rope(k, angles)
+            qk = rope(qk, angles)
+        q, k = qk.split(heads, dim=1)
         return attention(q, k, v, self.c.attn_scale, packing, cache, past).flatten(-2)
 
     def _mlp(self, h_TD, adapters):

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from zamba_lm.model.dtypes import as_dtype, dtype_name
 from zamba_lm.model.int8rows import SCALE, is_rowwise, quantize
 from zamba_lm.model.match import FLOATS, kept_dtype, match
 from zamba_lm.model.names import Piece, hollow_shapes, pieces
+from zamba_lm.model.parts import Linear
 from zamba_lm.model.safefile import Pending, file_bytes, in_file_order, write_file
 from zamba_lm.model.staging import Staging
 
@@ -93,16 +94,23 @@ def save_weights(
     ZambaError for a style the family does not have, a folder that cannot be written and a disk that is or becomes full.
     """
     wanted = None if dtype is None else as_dtype(dtype)
-    config = replace(model.config, dtype=dtype_name(wanted or next(model.parameters()).dtype))
-    parameters = {
-        name: Parameter(kept_dtype(name, one.dtype, wanted) if wanted else one.dtype, partial(_data, one))
-        for name, one in model.named_parameters()
-    }
+    config_dtype = next(model.parameters()).dtype
+    config = replace(model.config, dtype=dtype_name(wanted or config_dtype))
+    parameters = {}
+    for name, one in model.named_parameters():
+        get = partial(_data, model, name) if _is_packed(one) else partial(getattr, one, "data")
+        dtype_now = config_dtype if _is_packed(one) else one.dtype
+        parameters[name] = Parameter(kept_dtype(name, dtype_now, wanted) if wanted else dtype_now, get)
     write_checkpoint(Path(folder), config, parameters, style=style, max_shard_bytes=max_shard_bytes, int8_rows=int8_rows)
 
 
-def _data(parameter: nn.Parameter) -> Tensor:
-    return parameter.data.to_dense() if parameter.is_mkldnn else parameter.data  # packed for this processor: model/pack.py
+def _is_packed(parameter: nn.Parameter) -> bool:
+    """Is it packed for this processor (model/pack.py)?"""
+    return parameter.is_mkldnn or parameter.dtype == torch.int8
+
+
+def _data(model: nn.Module, name: str) -> Tensor:
+    return cast(Linear, model.get_submodule(name.rpartition(".")[0])).dense()
 
 
 def write_checkpoint(

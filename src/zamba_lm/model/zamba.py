@@ -59,7 +59,7 @@ class Zamba(nn.Module):
         self.blocks = nn.ModuleList(SharedBlock(config, **factory) for _ in range(config.n_blocks if config.n_calls else 0))
         self.layers = nn.ModuleList(Layer(config, plan, **factory) for plan in schedule(config))
         self.norm = Norm(config.d_model, config.norm_eps, **factory)
-        self.head: torch.Tensor | None = None  # a packed copy of the embedding, see model/pack.py
+        self.head: tuple[torch.Tensor, torch.Tensor | None] | None = None  # the embedding packed, see model/pack.py
 
     @property
     def device(self) -> torch.device:
@@ -78,7 +78,7 @@ class Zamba(nn.Module):
         x_TD = self.hidden(batch, state)
         if last_only and batch.packing.total != len(batch):
             x_TD = x_TD[batch.packing.last(x_TD.device)]
-        return linear(x_TD, self.embedding.weight if self.head is None else self.head).float()
+        return linear(x_TD, *(self.head or (self.embedding.weight, None))).float()
 
     def hidden(self, batch: Batch, state: State | None = None) -> torch.Tensor:
         """Normed hidden states (T, D) that the head reads."""

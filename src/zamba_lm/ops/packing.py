@@ -58,7 +58,7 @@ def _runs(lengths: tuple[int, ...]):
 
 
 def over_runs(packing: Packing, rows, packed: tuple, states: tuple = ()):
-    """Call ``rows(*packed_BL..., *states_B...)`` once a run and lay the results end to end.
+    """Call ``rows(*packed_BT..., *states_B...)`` once a run and lay the results end to end.
 
     ``packed`` tensors (T, ...) are cut to (n, length, ...), ``states`` (S, ...) or None to (n, ...). ``rows`` returns a tuple:
     the first entry is packed again, the others are stacked along sequences.

@@ -1,7 +1,12 @@
-"""oneDNN's product with a weight reordered once instead of at every call (torch ships oneDNN; nothing is compiled)."""
+"""Products with a weight packed once instead of reordered at every call (torch ships oneDNN; nothing is compiled)."""
 
 import torch
 import torch.nn.functional as F
+
+from zamba_lm.ops.linear.reference import unpack
+
+FEW_ROWS = 8  # up to here the eight-bit kernel reads weights faster than it multiplies; beyond, unpacking them first is faster
+SMALLEST = 1 << 16  # numbers in a weight from which eight bits pay
 
 _product = torch.ops.mkldnn._linear_pointwise.default if torch.backends.mkldnn.is_available() else None
 
@@ -15,12 +20,35 @@ def no_packing(device: torch.device) -> str | None:
     return None
 
 
-def pack(weight_OI: torch.Tensor) -> torch.Tensor:
-    """The weight in oneDNN's layout; ``to_dense()`` gives the same numbers back."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach().contiguous(), 1)
+def pack(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A weight and its row scale: int8 codes (O, I) with (O,) where that loses nothing, else oneDNN's layout with None.
+
+    ``unpack`` gives the same numbers back.
+    """
+    weight_OI = weight_OI.detach().contiguous()
+    if weight_OI.numel() >= SMALLEST and (eight := _eight_bits(weight_OI)):
+        return eight
+    return torch.ops.mkldnn._reorder_linear_weight(weight_OI, 1), None
 
 
-def linear_cpu(x_TI, weight_OI):
+def _eight_bits(weight_OI):
+    """Codes and scales when every row is whole multiples, at most 127, of a power of two, as int8 rows expand to; else None."""
+    sample = weight_OI[:: max(1, len(weight_OI) // 64)]  # most weights are told apart by a few rows
+    for rows in (sample, weight_OI):
+        largest = rows.abs().amax(1).float().clamp(min=2.0**-100)
+        scale = torch.exp2(torch.ceil(torch.log2(largest / 127)))
+        codes = rows.float() / scale[:, None]
+        if not torch.equal(codes, codes.round()):
+            return None
+    return codes.to(torch.int8), scale.to(weight_OI.dtype)
+
+
+def linear_cpu(x_TI, weight_OI, row_scale_O=None):
+    if row_scale_O is not None:
+        if x_TI.numel() > FEW_ROWS * x_TI.shape[-1]:
+            return F.linear(x_TI, unpack(weight_OI, row_scale_O))
+        y = torch._weight_int8pack_mm(x_TI.reshape(-1, x_TI.shape[-1]), weight_OI, row_scale_O)
+        return y.view(*x_TI.shape[:-1], -1)
     if weight_OI.is_mkldnn:
         return _product(x_TI, weight_OI, None, "none", [], "")
     return F.linear(x_TI, weight_OI)

@@ -3,5 +3,12 @@
 import torch.nn.functional as F
 
 
-def linear_reference(x_TI, weight_OI):
-    return F.linear(x_TI, weight_OI.to_dense() if weight_OI.is_mkldnn else weight_OI)
+def linear_reference(x_TI, weight_OI, row_scale_O=None):
+    return F.linear(x_TI, unpack(weight_OI, row_scale_O))
+
+
+def unpack(weight_OI, row_scale_O=None):
+    """The plain tensor that a packed weight was made of, number for number."""
+    if row_scale_O is not None:
+        return weight_OI.to(row_scale_O.dtype) * row_scale_O[:, None]
+    return weight_OI.to_dense() if weight_OI.is_mkldnn else weight_OI

@@ -1,11 +1,13 @@
 """The selective scan in plain torch: decays and inputs for a few tokens at once, then one multiply-add a token.
 
-Only CHUNK tokens of (H, P, N) intermediates exist at a time, never the whole sequence's.
+Only CHUNK tokens of (H, P, N) intermediates exist at a time, never the whole sequence's. Where gradients are wanted, the state
+before each chunk is kept and the rest is computed again on the way back.
 """
 
 from functools import partial
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from zamba_lm.ops.packing import Packing, over_runs
 
@@ -20,12 +22,21 @@ def _rows(A_HPN, D_HP, x_BTHP, dt_BTHP, B_BTHN, C_BTHN, state_BHPN):
     if state_BHPN is None:
         state_BHPN = x_BTHP.new_zeros(x_BTHP.shape[0], *A_HPN.shape, dtype=torch.float32)
     outputs = []
-    for start in range(0, x_BTHP.shape[1], CHUNK):
-        x, dt, Bm, Cm = (v[:, start : start + CHUNK].float() for v in (x_BTHP, dt_BTHP, B_BTHN, C_BTHN))
-        states = _states(A_HPN, x, dt, Bm, state_BHPN)
-        outputs.append(((states @ Cm[..., None]).squeeze(-1) + x * D_HP).to(x_BTHP.dtype))
-        state_BHPN = states[:, -1]
-    return torch.cat(outputs, dim=1), state_BHPN.clone()
+    for part in zip(*(v.split(CHUNK, dim=1) for v in (x_BTHP, dt_BTHP, B_BTHN, C_BTHN)), strict=True):
+        inputs = (A_HPN, D_HP, *part, state_BHPN)
+        if torch.is_grad_enabled() and any(v.requires_grad for v in inputs):
+            y_BTHP, state_BHPN = checkpoint(_chunk, *inputs, use_reentrant=False, preserve_rng_state=False)
+        else:
+            y_BTHP, state_BHPN = _chunk(*inputs)
+        outputs.append(y_BTHP)
+    return torch.cat(outputs, dim=1), state_BHPN
+
+
+def _chunk(A_HPN, D_HP, x_BTHP, dt_BTHP, B_BTHN, C_BTHN, state_BHPN):
+    x, dt, Bm, Cm = (v.float() for v in (x_BTHP, dt_BTHP, B_BTHN, C_BTHN))
+    states = _states(A_HPN, x, dt, Bm, state_BHPN)
+    y_BTHP = (states @ Cm[..., None]).squeeze(-1) + x * D_HP
+    return y_BTHP.to(x_BTHP.dtype), states[:, -1].clone()  # a state of its own, or it would keep all of the chunk's
 
 
 def _states(A_HPN, x, dt, Bm, state_BHPN):
@@ -43,7 +54,7 @@ def _states(A_HPN, x, dt, Bm, state_BHPN):
 
 def _states_with_gradient(decay, add, state_BHPN):
     states = []
-    for t in range(add.shape[1]):
-        state_BHPN = torch.addcmul(add[:, t], decay[:, t], state_BHPN)
+    for add_BHPN, decay_BHPN in zip(add.unbind(1), decay.unbind(1), strict=True):
+        state_BHPN = torch.addcmul(add_BHPN, decay_BHPN, state_BHPN)
         states.append(state_BHPN)
     return torch.stack(states, dim=1)

@@ -42,7 +42,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, scale):
         dx_TD, dw_VD = ctx.saved_tensors
-        return dx_TD * scale.to(dx_TD.dtype), (dw_VD * scale).to(ctx.weight_dtype), None, None
+        return dx_TD * scale, (dw_VD * scale).to(ctx.weight_dtype), None, None
 
 
 def loss_and_gradient(logits_TV, targets_T):
