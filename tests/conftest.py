@@ -6,10 +6,10 @@ import socket
 import pytest
 from hypothesis import settings
 
-# Workers run side by side, so each keeps to one thread, and so does every process it starts. torch reads these on import.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
+# Workers run side by side and the models are tiny, so everything keeps to one thread, and so does every process a test
+# starts. torch reads these on import.
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
 
 # A red test must be red again for whoever looks, and a slow machine is no failure.
 settings.register_profile("repeatable", derandomize=True, deadline=None)

@@ -46,6 +46,8 @@ def random_model(config: ZambaConfig, seed: int = 0, *, dtype=torch.float32) -> 
         noise = torch.randn(parameter.shape, generator=generator)
         if name.endswith("dt_bias"):
             parameter += 1 + noise
+        elif name == "norm.weight":
+            parameter.copy_(noise)  # with ones, every token would predict itself
         elif parameter.dim() == 1 or name.endswith(("A_log", ".D")):
             parameter += 0.3 * noise
         else:

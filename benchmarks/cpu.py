@@ -1,0 +1,223 @@
+"""Decode, first token, memory and loading on a CPU, side by side with transformers on the same weights.
+
+    python benchmarks/cpu.py zamba2-pebble zamba2-2.7b zamba-7b-v1:10 --write
+
+Each case is a checkpoint folder (made once with random weights of the published shape, ``:10`` keeps the first ten layers) that
+both sides load in processes of their own, in turn, several rounds. Greedy, bfloat16. Medians over rounds are printed; ``--write``
+adds benchmarks/results/cpu-DATE.md. The two sides' logits of the prompt are compared first.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+PROMPT = [1, *((7919 * i) % 31000 + 500 for i in range(127))]  # 128 arbitrary ids
+
+
+def worker(side: str, folder: str, new: int, threads: int) -> dict:
+    """One measurement in this process: seconds to load, to the first token, per further token; peak memory."""
+    import torch
+
+    torch.set_num_threads(threads)
+    load, step = {"zamba-lm": _ours, "transformers": _transformers}[side]
+    start = time.perf_counter()
+    model = load(folder)
+    loaded = time.perf_counter() - start
+    step(model, PROMPT[:8], 2)  # warm up
+    first, rest, logits = step(model, PROMPT, new)
+    return {"load_s": loaded, "first_s": first, "token_s": rest, "peak_gb": _peak() / 1e9, "logits": logits}
+
+
+def _peak() -> int:
+    """Bytes this process has held at most (getrusage would count what its parent held before it)."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+
+
+def _ours_load(folder: str):
+    from zamba_lm import LLM
+
+    llm = LLM(folder, device="cpu")
+    assert llm.model is not None
+    return llm
+
+
+def _ours_step(llm, prompt: list[int], new: int):
+    import torch
+
+    from zamba_lm import SamplingParams
+
+    with torch.inference_mode():
+        logits = llm.model.logits(torch.tensor([prompt[:16]]))[0, -1, :64].tolist()
+    marks = [time.perf_counter()]
+    llm.engine.add(prompt, SamplingParams(max_tokens=new))
+    while len(marks) < new + 1 and llm.engine.busy:
+        marks += [time.perf_counter() for _ in llm.engine.step()]
+    return _intervals(marks), logits
+
+
+def _ours_timed(llm, prompt, new):
+    (first, rest), logits = _ours_step(llm, prompt, new)
+    return first, rest, logits
+
+
+def _transformers_load(folder: str):
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+
+
+def _transformers_timed(model, prompt, new):
+    import torch
+    from transformers.generation.streamers import BaseStreamer
+
+    class Clock(BaseStreamer):
+        def __init__(self):
+            self.marks = []
+
+        def put(self, value):
+            self.marks.append(time.perf_counter())
+
+        def end(self):
+            pass
+
+    ids, clock = torch.tensor([prompt]), Clock()
+    with torch.inference_mode():
+        logits = model(ids[:, :16]).logits[0, -1, :64].float().tolist()
+        clock.marks = []
+        model.generate(ids, max_new_tokens=new, min_new_tokens=new, do_sample=False, streamer=clock, eos_token_id=None)
+    first, rest = _intervals(clock.marks)  # the first mark is the prompt itself, handed over before the first pass
+    return first, rest, logits
+
+
+def _intervals(marks: list[float]) -> tuple[float, float]:
+    gaps = [b - a for a, b in zip(marks, marks[1:], strict=False)]
+    return gaps[0], statistics.median(gaps[1:]) if len(gaps) > 1 else float("nan")
+
+
+_ours = (_ours_load, _ours_timed)
+_transformers = (_transformers_load, _transformers_timed)
+
+
+def make(case: str, where: Path) -> Path:
+    """The folder of a case: the embedded model written plainly, or random weights of a preset."""
+    import torch
+
+    from zamba_lm.model.convert import convert
+    from zamba_lm.model.presets import preset
+    from zamba_lm.model.zamba import Zamba
+
+    folder = where / case.replace(":", "-")
+    if (folder / "config.json").exists():
+        return folder
+    if case == "zamba2-pebble":
+        convert(case, folder, dtype="bf16")
+        return folder
+    name, _, layers = case.partition(":")
+    config = preset(name)
+    if layers:
+        config = replace(config, n_layers=int(layers), hybrid_layers=tuple(i for i in config.hybrid_layers if i < int(layers)))
+    Zamba(config, dtype=torch.bfloat16).init_weights(0).save(folder)
+    return folder
+
+
+def measure(case: str, folder: Path, rounds: int, new: int, threads: int) -> dict:
+    """Both sides in turn; medians a side, after their logits were found to agree."""
+    sides: dict[str, list[dict]] = {"zamba-lm": [], "transformers": []}
+    for _ in range(rounds):
+        for side, found in sides.items():
+            command = [sys.executable, __file__, "--worker", side, str(folder), str(new), str(threads)]
+            found.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]))
+    ours, theirs = (found[0].pop("logits") for found in sides.values())
+    scale = max(map(abs, theirs))
+    difference = max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) / scale
+    if difference > 0.05:
+        raise SystemExit(f"{case}: the two sides' logits differ by {difference:.3f} of their scale; no times are shown")
+    medians = {
+        side: {k: statistics.median(f[k] for f in found) for k in ("load_s", "first_s", "token_s", "peak_gb")}
+        for side, found in sides.items()
+    }
+    size = sum(f.stat().st_size for f in folder.glob("*.safetensors")) / 1e9
+    return {"case": case, "weights_gb": size, "difference": difference, "read_s": _read_once(folder)} | medians
+
+
+def _read_once(folder: Path) -> float:
+    """Seconds to read the weight files front to back into one buffer, as they are cached now."""
+    buffer, start = bytearray(64 << 20), time.perf_counter()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+    return time.perf_counter() - start
+
+
+def table(results: list[dict]) -> str:
+    lines = [
+        "| case | weights GB | | load s (reading once) | first of 128 s | token ms | tokens/s | peak GB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        for side in ("zamba-lm", "transformers"):
+            m = r[side]
+            lines.append(
+                f"| {r['case']} | {r['weights_gb']:.2f} | {side} | {m['load_s']:.2f} ({r['read_s']:.2f}) | {m['first_s']:.3f} "
+                f"| {m['token_s'] * 1e3:.1f} | {1 / m['token_s']:.1f} | {m['peak_gb']:.2f} |"
+            )
+        o, t = r["zamba-lm"], r["transformers"]
+        lines.append(
+            f"| | | theirs / ours | {t['load_s'] / o['load_s']:.2f} | {t['first_s'] / o['first_s']:.2f} "
+            f"| {t['token_s'] / o['token_s']:.2f} | | {t['peak_gb'] / o['peak_gb']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def header(threads: int) -> str:
+    import torch
+    import transformers
+
+    import zamba_lm
+
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip() or "unknown"
+    cpu = next(
+        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor()
+    )
+    return (
+        f"Measured {datetime.date.today()} at commit {commit} with `{' '.join(['python', *sys.argv])}`: {cpu}, "
+        f"{threads} threads, Python {platform.python_version()}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}, zamba-lm {zamba_lm.__version__}. bfloat16, greedy, 128 prompt tokens, medians."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", default=["zamba2-pebble"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--new", type=int, default=32, help="tokens to decode")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--where", type=Path, default=Path("/tmp/zamba-lm-bench"), help="folder for the checkpoints")
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        side, folder, new, threads = args.worker
+        print(json.dumps(worker(side, folder, int(new), int(threads))))
+        return
+    results = [measure(case, make(case, args.where), args.rounds, args.new, args.threads) for case in args.cases]
+    text = f"# On a CPU, beside transformers\n\n{header(args.threads)}\n\n{table(results)}\n"
+    print(text)
+    if args.write:
+        (Path(__file__).parent / "results" / f"cpu-{datetime.date.today()}.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

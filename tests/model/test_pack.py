@@ -1,0 +1,70 @@
+"""Packed weights: the same logits bit for bit, plain files when saved, and nothing done where nothing is gained."""
+
+import pytest
+import torch
+
+from tests.model.tiny import CONFIGS, random_ids, random_model
+from zamba_lm.model.load import load_model
+from zamba_lm.model.pack import pack_weights
+from zamba_lm.model.parts import Linear
+from zamba_lm.ops.dispatch import force
+from zamba_lm.ops.linear import can_pack
+
+IDS = random_ids(2, 40)
+HERE = can_pack(torch.zeros(1, 1, dtype=torch.bfloat16))  # does this processor gain by it?
+
+
+def answers(model, ids=IDS):
+    """Logits of a whole pass, of a prompt and single steps into a state, and of the last token alone."""
+    with torch.inference_mode():
+        state = model.new_state(2)
+        steps = [model.logits(ids[:, :20], state), *(model.logits(ids[:, at : at + 1], state) for at in range(20, 24))]
+        return [model.logits(ids), *steps, model.logits(ids[:1, :1])]
+
+
+def projections(model):
+    return [module.weight for module in model.modules() if isinstance(module, Linear)]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_packed_logits_are_bit_for_bit_the_same(name):
+    model = random_model(CONFIGS[name], dtype=torch.bfloat16)
+    before = answers(model)
+    assert pack_weights(model) is model
+    assert all(weight.is_mkldnn == HERE for weight in projections(model)) and (model.head is not None) == HERE
+    assert all(map(torch.equal, answers(model), before))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_float32_is_left_as_it_is(name):
+    model = random_model(CONFIGS[name])
+    before, weights = answers(model), projections(model)
+    pack_weights(model)
+    assert all(now is then for now, then in zip(projections(model), weights, strict=True)) and model.head is None
+    assert all(map(torch.equal, answers(model), before))
+
+
+def test_packing_twice_is_packing_once():
+    model = pack_weights(random_model(CONFIGS["zamba2, everything"], dtype=torch.bfloat16))
+    before = answers(model)
+    assert all(map(torch.equal, answers(pack_weights(model)), before))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_plain_implementation_reads_packed_weights(name):
+    model = random_model(CONFIGS[name], dtype=torch.bfloat16)
+    expected = answers(model)
+    pack_weights(model)
+    with force(linear="reference"):
+        assert all(map(torch.equal, answers(model), expected))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_packed_model_saves_plain_weights(name, tmp_path):
+    model = random_model(CONFIGS[name], dtype=torch.bfloat16)
+    expected = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    pack_weights(model).save(tmp_path)
+    loaded = dict(load_model(tmp_path).named_parameters())
+    assert loaded.keys() == expected.keys()
+    assert not [name for name in expected if not torch.equal(loaded[name], expected[name])]
+    assert all(map(torch.equal, answers(load_model(tmp_path)), answers(model))), "and the saved model goes on unharmed"
