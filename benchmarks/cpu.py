@@ -214,11 +214,11 @@ def header(threads: int) -> str:
     cpu = next(
         (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor()
     )
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}, zamba-lm {zamba_lm.__version__}"
     return (
         f"Measured {datetime.date.today()} at commit {commit} with `{' '.join(['python', *sys.argv])}`: {cpu}, "
-        f"{threads} threads, Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"zamba-lm {zamba_lm.__version__}. bfloat16, greedy, 128 prompt tokens, medians. bf16 error: root mean square "
-        "distance of the logits from float32's, over their spread."
+        f"{threads} threads, Python {platform.python_version()}, {versions}. bfloat16, greedy, 128 prompt tokens, medians. "
+        "bf16 error: root mean square distance of the logits from float32's, over their spread."
     )
 
 

@@ -12,10 +12,12 @@ from zamba_lm.model.checkpoint import Source
 from zamba_lm.model.config import ZambaConfig
 from zamba_lm.model.int8rows import SCALE, expand
 from zamba_lm.model.names import Piece, pieces, spare_names
+from zamba_lm.model.safefile import Stored
 from zamba_lm.model.styles import STYLES, style_of
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 KEEP_FLOAT32 = (".A_log", ".D", ".dt_bias")  # exp and softplus magnify their rounding, and they are small
+LEAST_MAPPED = 1 << 20  # bytes of a parameter from which a view of the file pays
 _LISTED = 20  # names of one kind in an error
 
 
@@ -34,6 +36,15 @@ class Found:
     def read(self) -> Tensor:
         """The values: in the file's dtype, int8 rows multiplied out to float32."""
         return self.source.read() if self.scale is None else expand(self.source.read(), self.scale.read())
+
+    def view_for(self, parameter: Tensor) -> Tensor | None:
+        """A view of the file that can stand for ``parameter``: if large, on the CPU and byte for byte what the file has."""
+        source = self.source
+        if not isinstance(source, Stored) or source.start % source.dtype.itemsize or not parameter.is_cpu:
+            return None
+        whole = self.piece.rows is None and self.piece.weave is None and self.scale is None and not self.copies
+        fits = parameter.dtype == source.dtype and parameter.nbytes >= LEAST_MAPPED
+        return source.map().view(parameter.shape) if whole and fits else None
 
     def place(self, parameter: Tensor) -> None:
         """Copy the tensor to its window of ``parameter`` (the whole of ours, any device). ZambaError if a tied copy differs."""

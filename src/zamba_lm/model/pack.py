@@ -1,5 +1,7 @@
 """Pack a finished model's projections for the processor it runs on: the same numbers, read in half the time or less."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 from zamba_lm.model.mamba1 import Mamba1
 from zamba_lm.model.mamba2 import Mamba2
 from zamba_lm.model.parts import Linear
@@ -8,15 +10,16 @@ from zamba_lm.ops.linear import can_pack, pack
 
 
 def pack_weights(model: Zamba) -> Zamba:
-    """Pack every projection in place, one at a time, and give the head a packed copy of the embedding; returns the model.
+    """Pack every projection in place, two at a time, and give the head a packed copy of the embedding; returns the model.
 
     Mixers also keep their small float32 constants instead of deriving them anew at every token. Only for inference: packed
     weights take no gradient, and later changes to the parameters would not be seen. Saving unpacks. Projections that gain nothing
     (another device or dtype, see ``ops.linear.can_pack``) stay as they are.
     """
+    projections = [module for module in model.modules() if isinstance(module, Linear) and can_pack(module.weight)]
+    with ThreadPoolExecutor(2) as pool:  # most of the time goes into fresh memory pages, which two threads get faster than one
+        list(pool.map(Linear.pack, projections))
     for module in model.modules():
-        if isinstance(module, Linear) and can_pack(module.weight):
-            module.pack()
         if isinstance(module, Mamba1 | Mamba2):
             module.frozen = tuple(one.detach() for one in module.constants())
     if can_pack(model.embedding.weight):

@@ -21,7 +21,7 @@ class Linear(nn.Module):
 
     def pack(self) -> None:
         """Pack the weight for this machine's processor, for inference only."""
-        packed, self.row_scale = pack(self.weight)
+        packed, self.row_scale = pack(self.weight.detach())
         self.weight = nn.Parameter(packed, requires_grad=False)
 
     def dense(self) -> torch.Tensor:

@@ -9,6 +9,7 @@ holding it in memory, and a damaged file is reported with its name and the sizes
 import ctypes
 import json
 import math
+import mmap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,19 @@ class Stored:
         out = torch.empty(self.shape, dtype=self.dtype)
         self.read_into(out)
         return out
+
+    def map(self) -> Tensor:
+        """The tensor as a private view of the file: read when it is looked at, never written back. The file must keep its bytes.
+
+        ZambaError when the file cannot be read or has become shorter.
+        """
+        first = self.start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        try:
+            with open(self.path, "rb") as file:
+                view = mmap.mmap(file.fileno(), self.stop - first, access=mmap.ACCESS_COPY, offset=first)
+        except (OSError, ValueError) as error:
+            raise ZambaError(f"cannot map bytes {self.start} to {self.stop} of {self.path}: {error}") from error
+        return torch.frombuffer(view, dtype=self.dtype, count=math.prod(self.shape), offset=self.start - first).view(self.shape)
 
     def read_into(self, out: Tensor) -> None:
         """Fill ``out``, a contiguous CPU tensor of this dtype and number of elements."""

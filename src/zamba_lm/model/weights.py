@@ -1,8 +1,7 @@
 """Weights into a model and out of it, in every style of ``styles.py``.
 
-Loading goes through the files front to back and reads each tensor straight into its place in the allocated parameters; saving
-writes front to back. Beside the model, loading holds nothing where file and model agree in dtype and a few tensors where not,
-saving one.
+Loading looks at a tensor in its file, where file and model agree, or reads it straight into its place in the parameters; saving
+writes front to back. Beside the model, loading holds a few tensors where the dtype changes and else nothing, saving one.
 """
 
 import json
@@ -40,7 +39,9 @@ READERS = 4  # threads: while one waits for the disk another has the system find
 def load_weights(model: "Zamba", folder: Path) -> None:
     """Fill the parameters of ``model`` from a checkpoint folder of any style, in the dtype and on the device they have.
 
-    A_log, D and dt_bias become float32 where the file holds them so. Raises ZambaError when the weights do not fit the model,
+    On a CPU, large parameters that are stored as they are needed become private views of the file, which is then read when they
+    are first used; the file may be replaced meanwhile, not overwritten in place. A_log, D and dt_bias become float32 where the
+    file holds them so. Raises ZambaError when the weights do not fit the model,
     when tied copies differ, or when a file is missing or damaged; the model is then filled in part.
     """
     found = match(model.config, open_checkpoint(folder), folder)
@@ -50,10 +51,16 @@ def load_weights(model: "Zamba", folder: Path) -> None:
         parameter = parameters[one.piece.target]
         if parameter.dtype != one.dtype_in(dtype):  # one of the small vectors: for them alone the file decides
             parameter.data = torch.empty_like(parameter.data, dtype=one.dtype_in(dtype))
-    found.sort(key=lambda one: (one.source.path, one.source.start))
+    copied = []
+    for one in sorted(found, key=lambda one: (one.source.path, one.source.start)):
+        parameter = parameters[one.piece.target]
+        if (view := one.view_for(parameter.data)) is None:
+            copied.append(one)
+        else:
+            parameter.data = view
     pool = ThreadPoolExecutor(READERS)
     try:
-        list(pool.map(lambda one: one.place(parameters[one.piece.target].data), found))  # raises what went wrong in a thread
+        list(pool.map(lambda one: one.place(parameters[one.piece.target].data), copied))  # raises what went wrong in a thread
     finally:
         pool.shutdown(cancel_futures=True)
 
