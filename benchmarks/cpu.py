@@ -210,13 +210,17 @@ def header(threads: int) -> str:
 
     import zamba_lm
 
+    where = sys.argv.index("--where") if "--where" in sys.argv else len(sys.argv)
+    command = " ".join(
+        ["python", "benchmarks/cpu.py", *sys.argv[1:where], *sys.argv[where + 2 :]]
+    )  # a folder says nothing to others
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip() or "unknown"
     cpu = next(
         (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor()
     )
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, zamba-lm {zamba_lm.__version__}"
     return (
-        f"Measured {datetime.date.today()} at commit {commit} with `{' '.join(['python', *sys.argv])}`: {cpu}, "
+        f"Measured {datetime.date.today()} at commit {commit} with `{command}`: {cpu}, "
         f"{threads} threads, Python {platform.python_version()}, {versions}. bfloat16, greedy, 128 prompt tokens, medians. "
         "bf16 error: root mean square distance of the logits from float32's, over their spread."
     )
