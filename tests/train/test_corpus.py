@@ -8,7 +8,7 @@ import pytest
 
 from zamba_lm.errors import ZambaError
 from zamba_lm.text.tokenizer import Tokenizer
-from zamba_lm.train.corpus import BOS, EOS, TARGET, encode_chat, encode_documents, main, read_held_out, read_jsonl
+from zamba_lm.train.corpus import BOS, EOS, TARGET, encode_chat, encode_documents, encode_folder, main, read_held_out, read_jsonl
 
 CHAT = [{"role": "user", "content": "Hello there"}, {"role": "assistant", "content": "Hi!\nHow are you?"}]
 
@@ -50,7 +50,7 @@ def test_a_corpus_is_written_with_its_manifest(tmp_path):
     (tmp_path / "text" / "pretrain-00.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     with lzma.open(tmp_path / "chat" / "sft.jsonl.xz", "wt") as file:
         file.write(json.dumps({"messages": CHAT}) + "\n")
-    main(tmp_path, tmp_path / "out", processes=1)
+    encode_folder(tmp_path, tmp_path / "out", processes=1)
     manifest = {e["file"]: e for e in json.loads((tmp_path / "out" / "manifest.json").read_text())}
     assert manifest["pretrain-00.npy"]["bytes"] == sum(len(t.encode()) for t in texts)
     entries, n_bytes = read_held_out(tmp_path / "out", "pretrain-00.npy")
@@ -73,6 +73,8 @@ def test_a_line_that_is_not_json_is_named(tmp_path):
         list(read_jsonl(tmp_path / "a.jsonl"))
 
 
-def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(ZambaError, match="no text"):
-        main(tmp_path, tmp_path / "out")
+def test_an_empty_folder_is_one_clear_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([str(tmp_path), str(tmp_path / "out")])
+    assert end.value.code == 2 and "error: no text" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -7,6 +7,7 @@ assistant says.
     python -m zamba_lm.train.corpus DATA_FOLDER OUT_FOLDER
 """
 
+import argparse
 import json
 import lzma
 import multiprocessing
@@ -84,12 +85,12 @@ def read_held_out(folder: Path, file: str) -> tuple[np.ndarray, int]:
     return np.load(folder / file), n_bytes
 
 
-def main(data: Path, out: Path, processes: int = 2) -> None:
-    """Encode every text and chat file of ``data`` into ``out`` with a manifest."""
-    out.mkdir(parents=True, exist_ok=True)
+def encode_folder(data: Path, out: Path, processes: int | None = None) -> None:
+    """Encode every text and chat file of ``data`` into ``out`` with a manifest; ``processes`` None means one a core."""
     sources = [*sorted((data / "text").glob("*.jsonl*")), *sorted((data / "chat").glob("sft.jsonl*"))]
     if not sources:
         raise ZambaError(f"no text/*.jsonl or chat/sft.jsonl under {data}")
+    out.mkdir(parents=True, exist_ok=True)
     jobs = [(s, out / (s.name.split(".")[0] + ".npy")) for s in sources]
     with multiprocessing.Pool(processes) as pool:
         manifest = []
@@ -99,5 +100,16 @@ def main(data: Path, out: Path, processes: int = 2) -> None:
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder with text/*.jsonl[.xz] ({text}) and chat/sft.jsonl[.xz] ({messages})")
+    parser.add_argument("out", type=Path, help="folder for the .npy files and manifest.json")
+    args = parser.parse_args(argv)
+    try:
+        encode_folder(args.data, args.out)
+    except ZambaError as error:
+        parser.error(str(error))
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main()
