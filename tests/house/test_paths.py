@@ -42,7 +42,7 @@ def test_a_path_of_one_machine_is_seen(line):
 
 @pytest.mark.parametrize(
     "line",
-    ["path/to/work/file", "https://example.org/home/ada/", "~/work/", "the work/root/ of it", "/usr/bin/env", "torch.library/"],
+    ["path/to/home/file", "https://example.org/home/ada/", "~/code/", "the house/root/ of it", "/usr/bin/env", "torch.library/"],
 )
 def test_a_path_of_any_machine_is_free(line):
     assert not machine_paths(line)

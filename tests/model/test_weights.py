@@ -22,7 +22,7 @@ from tests.model.tiny_weights import (
     saved,
 )
 from zamba_lm.errors import ZambaError
-from zamba_lm.model.int8rows import expand, is_rowwise, quantize, quantize_rows
+from zamba_lm.model.int8rows import expand, is_rowwise, quantize
 from zamba_lm.model.load import read_config
 from zamba_lm.model.names import pieces
 from zamba_lm.model.weights import load_weights, save_weights
@@ -248,15 +248,12 @@ def test_int8_rows(tmp_path):
         assert not eight or torch.equal(other.bfloat16().float(), other), f"{name} expands to bfloat16 with rounding"
 
 
-def test_quantize_rows_of_a_dictionary():
-    tensors = {"matrix": torch.randn(5, 80), "zero": torch.zeros(2, 64), "narrow": torch.randn(80, 4), "vector": torch.randn(80)}
-    found = quantize_rows(tensors)
-    assert set(found) == {"matrix", "matrix.row_scale", "zero", "zero.row_scale", "narrow", "vector"}
-    assert found["narrow"] is tensors["narrow"] and found["matrix"].dtype == torch.int8
-    assert found["matrix"].abs().amax(dim=1).min() >= 64, "a bit of the eight is lost"
-    mantissas, _ = torch.frexp(found["matrix.row_scale"])
+def test_scales_are_powers_of_two_and_use_the_eight_bits():
+    codes, scale = quantize(torch.randn(5, 80))
+    assert codes.dtype == torch.int8 and codes.abs().amax(dim=1).min() >= 64, "a bit of the eight is lost"
+    mantissas, _ = torch.frexp(scale)
     assert (mantissas == 0.5).all(), "a scale is no power of two"
-    assert (expand(found["zero"], found["zero.row_scale"]) == 0).all()
+    assert (expand(*quantize(torch.zeros(2, 64))) == 0).all()
 
 
 def test_float16_scales_are_read_too(tmp_path):

@@ -31,14 +31,3 @@ def quantize(tensor: Tensor) -> tuple[Tensor, Tensor]:
 def expand(tensor: Tensor, scale: Tensor) -> Tensor:
     """What int8 rows stand for, float32."""
     return tensor.float() * scale.float()[:, None]
-
-
-def quantize_rows(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors with every matrix as int8 rows and scales; vectors and small things unchanged."""
-    found: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if is_rowwise(tuple(tensor.shape)):
-            found[name], found[name + SCALE] = quantize(tensor)
-        else:
-            found[name] = tensor
-    return found
