@@ -1,12 +1,17 @@
 """Packed weights: the same logits bit for bit, plain files when saved, and nothing done where nothing is gained."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests.model.tiny import CONFIGS, random_ids, random_model
+from tests.numerics.tolerances import TOLERANCES
 from zamba_lm.model.load import load_model
 from zamba_lm.model.pack import pack_weights
 from zamba_lm.model.parts import Linear
+from zamba_lm.model.shared import Adapter
+from zamba_lm.model.weights import save_weights
 from zamba_lm.ops.dispatch import force
 from zamba_lm.ops.linear import can_pack
 
@@ -68,3 +73,16 @@ def test_a_packed_model_saves_plain_weights(name, tmp_path):
     assert loaded.keys() == expected.keys()
     assert not [name for name in expected if not torch.equal(loaded[name], expected[name])]
     assert all(map(torch.equal, answers(load_model(tmp_path)), answers(model))), "and the saved model goes on unharmed"
+
+
+def test_large_adapters_keep_their_row_scales(tmp_path):
+    """Rows of eight bits in a checkpoint are packed as such again, adapters of a published model's size among them."""
+    shape = {"d_model": 512, "d_ff": 256, "adapter_rank": 128, "attention_adapters": True, "rope_theta": 1e4}
+    config = replace(CONFIGS["zamba2, everything"], n_heads=8, n_ssm_heads=16, **shape)
+    save_weights(random_model(config, dtype=torch.bfloat16), tmp_path, int8_rows=True)
+    model = load_model(tmp_path, device="cpu", dtype="bfloat16")
+    expected = answers(model)
+    adapters = [part for module in pack_weights(model).modules() if isinstance(module, Adapter) for part in (module.A, module.B)]
+    assert adapters and all((part.row_scale is not None) == HERE for part in adapters)
+    for found, wanted in zip(answers(model), expected, strict=True):
+        assert float((found - wanted).square().mean().sqrt() / wanted.std()) < TOLERANCES["narrow", torch.bfloat16][0]

@@ -21,7 +21,7 @@ class Adapter(nn.Module):
 
     def forward(self, y, x):
         """y + B (A x)."""
-        return adapter(y, x, self.A.weight, self.B.weight)
+        return adapter(y, x, self.A.weight, self.B.weight, self.A.row_scale, self.B.row_scale)
 
 
 def call_adapters(c: ZambaConfig, *, device=None, dtype=None) -> nn.ModuleDict:

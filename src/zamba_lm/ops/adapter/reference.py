@@ -3,5 +3,5 @@
 from zamba_lm.ops.linear import linear
 
 
-def adapter_reference(y_TO, x_TI, A_RI, B_OR):
-    return y_TO + linear(linear(x_TI, A_RI), B_OR)
+def adapter_reference(y_TO, x_TI, A_RI, B_OR, A_scale_R=None, B_scale_O=None):
+    return y_TO + linear(linear(x_TI, A_RI, A_scale_R), B_OR, B_scale_O)
