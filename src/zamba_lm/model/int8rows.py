@@ -1,11 +1,13 @@
-"""Weights in 8 bits a number: each row of a matrix as int8 with one scale. A way to store a model, not to run it.
+"""Weights in 8 bits a number: each row of a matrix as int8 with one scale. A way to store a model.
 
 Tensor ``X`` int8 (rows, columns) with ``X.row_scale`` (rows,) float stands for ``X * row_scale[:, None]``; loading multiplies
-out.
+out, and on a CPU ``pack_weights`` finds the eight bits again.
 """
 
 import torch
 from torch import Tensor
+
+from zamba_lm.ops.linear import row_scales
 
 SCALE = ".row_scale"
 _FEWEST_COLUMNS = 64  # shorter rows stay as they are: their scales would cost too much
@@ -23,8 +25,7 @@ def quantize(tensor: Tensor) -> tuple[Tensor, Tensor]:
     Scales are powers of two: what the rows expand to is then exact in bfloat16, so that an expanded model can be packed into
     the same eight bits again (``ops.linear.pack``), and plain exports are the shipped numbers.
     """
-    largest = tensor.float().abs().amax(dim=1).clamp_min(2.0**-100)
-    scale = torch.exp2(torch.ceil(torch.log2(largest / 127)))
+    scale = row_scales(tensor)
     return (tensor.float() / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
 
 

@@ -5,11 +5,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from zamba_lm.model.config import ZambaConfig
-from zamba_lm.model.parts import Linear, time_step
+from zamba_lm.model.parts import Linear
 from zamba_lm.ops.conv import conv
 from zamba_lm.ops.packing import Packing
 from zamba_lm.ops.scan import scan
-from zamba_lm.ops.step import step
+from zamba_lm.ops.step import step, time_step
 
 
 class Mamba1(nn.Module):

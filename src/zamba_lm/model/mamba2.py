@@ -4,12 +4,12 @@ import torch
 from torch import nn
 
 from zamba_lm.model.config import ZambaConfig
-from zamba_lm.model.parts import Linear, time_step
+from zamba_lm.model.parts import Linear
 from zamba_lm.ops.conv import conv
 from zamba_lm.ops.norm import gated_norm
 from zamba_lm.ops.packing import Packing
 from zamba_lm.ops.ssd import ssd
-from zamba_lm.ops.step import mamba2_step
+from zamba_lm.ops.step import mamba2_step, time_step
 
 GATED_NORM_EPS = 1e-5  # fixed in the released code, whatever the config says of the other norms
 

@@ -1,7 +1,6 @@
-"""The smallest parts: a projection without bias, a norm, the time step. Weights are uninitialised until loaded or initialised."""
+"""The smallest parts: a projection without bias, a norm. Weights are uninitialised until loaded or initialised."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from zamba_lm.ops.linear import linear, pack, unpack
@@ -39,9 +38,3 @@ class Norm(nn.Module):
 
     def forward(self, x):
         return norm(x, self.weight, self.eps)
-
-
-def time_step(raw, bias, limit: tuple[float, float]):
-    """softplus(raw + bias) in float32, clamped to ``limit``. One function for whole passes and single steps, so they agree."""
-    dt = F.softplus(raw.float() + bias.float())
-    return dt if limit == (0.0, float("inf")) else dt.clamp(*limit)

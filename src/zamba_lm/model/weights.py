@@ -25,6 +25,7 @@ from zamba_lm.model.names import Piece, hollow_shapes, pieces
 from zamba_lm.model.parts import Linear
 from zamba_lm.model.safefile import Pending, file_bytes, in_file_order, write_file
 from zamba_lm.model.staging import Staging
+from zamba_lm.ops.linear import row_scales
 
 if TYPE_CHECKING:
     from zamba_lm.model.zamba import Zamba
@@ -41,8 +42,8 @@ def load_weights(model: "Zamba", folder: Path) -> None:
 
     On a CPU, large parameters that are stored as they are needed become private views of the file, which is then read when they
     are first used; the file may be replaced meanwhile, not overwritten in place. A_log, D and dt_bias become float32 where the
-    file holds them so. Raises ZambaError when the weights do not fit the model,
-    when tied copies differ, or when a file is missing or damaged; the model is then filled in part.
+    file holds them so. Raises ZambaError when the weights do not fit the model, when tied copies differ, or when a file is
+    missing or damaged; the model is then filled in part.
     """
     found = match(model.config, open_checkpoint(folder), folder)
     parameters = dict(model.named_parameters())
@@ -170,7 +171,7 @@ def _codes(part: Callable[[], Tensor]) -> Tensor:
 
 
 def _scales(part: Callable[[], Tensor]) -> Tensor:
-    return quantize(part())[1]
+    return row_scales(part())
 
 
 class _Latest:

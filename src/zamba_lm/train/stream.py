@@ -21,7 +21,6 @@ class Source:
         self.random = np.random.default_rng(seed)
         self.files: dict[str, torch.Tensor] = {}
         self.queue: list[tuple[str, int]] = []
-        self.passes = 0
         self.look()
 
     def look(self) -> None:
@@ -45,7 +44,6 @@ class Source:
         rows = []
         for _ in range(n):
             if not self.queue:
-                self.passes += 1
                 self.queue = [w for name in self.files for w in self._windows(name)]
                 self.random.shuffle(self.queue)
             name, start = self.queue.pop()

@@ -4,11 +4,11 @@ import torch
 
 from zamba_lm.ops.dispatch import Implementation, Op
 from zamba_lm.ops.linear.cpu import linear_cpu, no_packing, pack
-from zamba_lm.ops.linear.reference import linear_reference, unpack
+from zamba_lm.ops.linear.reference import linear_reference, row_scales, unpack
 
 LINEAR = Op("linear", (Implementation("onednn", linear_cpu, no_packing), Implementation("reference", linear_reference)))
 
-__all__ = ["LINEAR", "can_pack", "linear", "pack", "unpack"]
+__all__ = ["LINEAR", "can_pack", "linear", "pack", "row_scales", "unpack"]
 
 
 def linear(x_TI, weight_OI, row_scale_O=None):

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from zamba_lm.ops.linear.reference import unpack
+from zamba_lm.ops.linear.reference import row_scales, unpack
 
 FEW_ROWS = 8  # up to here the eight-bit kernel reads weights faster than it multiplies; beyond, unpacking them first is faster
 SMALLEST = 1 << 16  # numbers in a weight from which eight bits pay
@@ -35,8 +35,7 @@ def _eight_bits(weight_OI):
     """Codes and scales when every row is whole multiples, at most 127, of a power of two, as int8 rows expand to; else None."""
     sample = weight_OI[:: max(1, len(weight_OI) // 64)]  # most weights are told apart by a few rows
     for rows in (sample, weight_OI):
-        largest = rows.abs().amax(1).float().clamp(min=2.0**-100)
-        scale = torch.exp2(torch.ceil(torch.log2(largest / 127)))
+        scale = row_scales(rows)
         codes = rows.float() / scale[:, None]
         if not torch.equal(codes, codes.round()):
             return None

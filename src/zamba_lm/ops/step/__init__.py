@@ -2,7 +2,9 @@
 
 from zamba_lm.ops.dispatch import Implementation, Op
 from zamba_lm.ops.step.mamba2 import mamba2_step_reference
-from zamba_lm.ops.step.reference import step_reference
+from zamba_lm.ops.step.reference import step_reference, time_step
+
+__all__ = ["MAMBA2_STEP", "STEP", "mamba2_step", "step", "time_step"]
 
 STEP = Op("step", (Implementation("reference", step_reference),))
 MAMBA2_STEP = Op("mamba2_step", (Implementation("reference", mamba2_step_reference),))

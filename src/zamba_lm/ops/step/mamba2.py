@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from zamba_lm.ops.step.reference import time_step
+
 
 def mamba2_step_reference(h_SE, window_SKC, state_SHPN, constants, norm_weight_I, groups, eps, dt_limit):
     conv_weight_CK, conv_bias_C, dt_bias_H, A_H, D_H = constants
@@ -10,9 +12,7 @@ def mamba2_step_reference(h_SE, window_SKC, state_SHPN, constants, norm_weight_I
     z_SI, xBC_SC, dt_SH = h_SE.float().split_with_sizes((H * P, conv_bias_C.shape[0], H), 1)
     xBC_SC = _conv(xBC_SC, window_SKC, conv_weight_CK, conv_bias_C)
     x_SI, B_SM, C_SM = xBC_SC.split_with_sizes((H * P, groups * N, groups * N), 1)
-    dt_SH = F.softplus(dt_SH + dt_bias_H)
-    if dt_limit != (0.0, float("inf")):
-        dt_SH = dt_SH.clamp(*dt_limit)
+    dt_SH = time_step(dt_SH, dt_bias_H, dt_limit)
     x_SHP, decay_SH = x_SI.view(S, H, P), (dt_SH * A_H).exp_()
     state = state_SHPN.view(S, groups, -1, N)  # a group's heads and their channels together: they share B and C
     state_SHPN.mul_(decay_SH[:, :, None, None])

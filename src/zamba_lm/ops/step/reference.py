@@ -1,6 +1,13 @@
-"""The recurrence as its definition."""
+"""The time step and the recurrence as their definitions."""
 
 import torch
+import torch.nn.functional as F
+
+
+def time_step(raw, bias, limit: tuple[float, float]):
+    """softplus(raw + bias) in float32, clamped to ``limit``. One function for whole passes and single steps, so they agree."""
+    dt = F.softplus(raw.float() + bias.float())
+    return dt if limit == (0.0, float("inf")) else dt.clamp(*limit)
 
 
 def step_reference(x_SHP, dt_SHP, A_HPN, B_SGN, C_SGN, D_HP, state_SHPN):
