@@ -3,13 +3,18 @@
 import os
 import socket
 
-import pytest
-from hypothesis import settings
-
 # Workers run side by side and the models are tiny, so everything keeps to one thread, and so does every process a test
 # starts. torch reads these on import.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+# Without a GPU, Triton's interpreter runs the kernels on CPU tensors. Triton reads this when a kernel is defined.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # A red test must be red again for whoever looks, and a slow machine is no failure.
 settings.register_profile("repeatable", derandomize=True, deadline=None)

@@ -9,17 +9,24 @@ from functools import cached_property
 from numbers import Integral
 from pathlib import Path
 
+import torch
+
 from zamba_lm.engine.defaults import from_generation_config
 from zamba_lm.engine.engine import Engine, completion
 from zamba_lm.engine.request import Completion, Event, Request, SamplingParams
 from zamba_lm.errors import ZambaError
 from zamba_lm.hub import EMBEDDED, resolve
-from zamba_lm.model.load import load_model
+from zamba_lm.model.load import as_device, load_model
+from zamba_lm.model.merge import merge_adapters, merged_bytes
 from zamba_lm.model.pack import pack_weights
 from zamba_lm.model.zamba import Zamba
+from zamba_lm.ops.dispatch import use, without
+from zamba_lm.parallel import load_parallel
 from zamba_lm.text.stop import StopStrings
 from zamba_lm.text.stream import Detokenizer
 from zamba_lm.text.tokenizer import Tokenizer
+
+SPARE = 0.1  # of a GPU's free memory may go into merged adapters, which save each token some 2 % of its time
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, str]]
@@ -34,16 +41,28 @@ class LLM:
     """A model to write and talk with.
 
     ``name`` is a folder, a hub name or ``"zamba2-pebble"``; it is found at once and loaded when first needed. ``device``,
-    ``dtype`` and ``overrides`` are those of ``load_model``. At most ``max_batch`` prompts run at a time. Where a call gets no
-    params, the model's generation_config.json decides (``defaults``). One thread at a time; several streams may be open at once.
+    ``dtype`` and ``overrides`` are those of ``load_model``. ``backend`` "triton" or "reference" says how ops are computed, in
+    the whole process, and raises where that cannot be; "auto" takes the fastest that runs here. At most ``max_batch`` prompts
+    run at a time. Where a call gets no params, the model's generation_config.json decides (``defaults``). One thread at a time;
+    several streams may be open at once. ``parallel`` splits the model over the processes that torchrun started, each of which
+    makes the same calls (docs/parallel.md).
     """
 
     def __init__(
-        self, name: str | Path = EMBEDDED, *, revision=None, device="auto", dtype="auto", overrides=None, max_batch: int = 32
+        self,
+        name: str | Path = EMBEDDED,
+        *,
+        revision=None,
+        device="auto",
+        dtype="auto",
+        overrides=None,
+        backend: str = "auto",
+        parallel: bool = False,
+        max_batch: int = 32,
     ):
         self.folder = resolve(name, revision)
         self._how = {"device": device, "dtype": dtype, "overrides": overrides}
-        self._max_batch = max_batch
+        self._backend, self._parallel, self._max_batch = backend, parallel, max_batch
         self._writers: dict[int, _Writer] = {}
 
     @cached_property
@@ -52,7 +71,16 @@ class LLM:
 
     @cached_property
     def model(self) -> Zamba:
-        return pack_weights(load_model(self.folder, **self._how))
+        device = as_device(self._how["device"])
+        use(self._backend, device)
+        if device.type == "cuda":
+            _warn_of_fallbacks(device)
+        if self._parallel:
+            return load_parallel(self.folder, **self._how)
+        model = pack_weights(load_model(self.folder, **self._how))
+        if device.type == "cuda" and merged_bytes(model) < torch.cuda.mem_get_info(device)[0] * SPARE:
+            merge_adapters(model)
+        return model
 
     @cached_property
     def engine(self) -> Engine:
@@ -122,6 +150,8 @@ class LLM:
         for event in self.engine.step():
             writer = self._writers[event.request_id]
             writer.push(event)
+            if event.error is not None:
+                raise ZambaError(event.error)
             if writer.done and event.finish_reason is None:
                 self.engine.cancel(event.request_id)  # a stop string ended it, which the engine cannot see
 
@@ -194,7 +224,8 @@ class _Writer:
 
     def push(self, event: Event) -> None:
         self._events.append(event)
-        text = "" if event.finish_reason == "stop" else self._detokenizer.push(event.token)  # an end token is no text
+        silent = event.token is None or event.finish_reason == "stop"  # an end token is no text
+        text = "" if silent else self._detokenizer.push(event.token)
         if event.finish_reason is None:
             self._text.append(self._stops.push(text))
         else:
@@ -205,6 +236,13 @@ class _Writer:
         text = "".join(self._text[self._taken :])
         self._taken = len(self._text)
         return text
+
+
+def _warn_of_fallbacks(device) -> None:
+    """One line when a GPU has to do without our kernels."""
+    ops, reason = without("triton", device)
+    if ops:
+        warnings.warn(f"{', '.join(ops)} run as plain torch, which is slow: {reason}", stacklevel=4)
 
 
 def _each(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:

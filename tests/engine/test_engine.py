@@ -1,18 +1,29 @@
 """What a request gets is what it would get alone, whoever else is there, whenever they come and go."""
 
 import random
+from functools import partial
 
 import pytest
 import torch
 
 from tests.engine.tiny import VOCAB, model, oracle, prompt
+from zamba_lm.engine.eager import Eager
 from zamba_lm.engine.engine import Engine
 from zamba_lm.engine.request import SamplingParams
+from zamba_lm.engine.runner import Runner
 from zamba_lm.errors import ZambaError
-from zamba_lm.model import state
+from zamba_lm.model import kv
 
 FAMILIES = ("zamba2", "zamba")
+RUNNERS = {"eager": Eager, "rows": partial(Runner, capture=False)}
 LENGTHS = (1, 2, 7, 63, 64, 65, 3, 1, 20)
+
+
+@pytest.fixture(autouse=True, params=RUNNERS)
+def runner(request, monkeypatch):
+    """Both ways to run the model; on a CPU the rows of a captured step run uncaptured."""
+    monkeypatch.setattr("zamba_lm.engine.engine.usual_runner", lambda device: RUNNERS[request.param])
+    return request.param
 
 
 def requests(lengths=LENGTHS):
@@ -90,7 +101,7 @@ def test_an_end_token_in_the_prompt_ends_nothing():
 
 def poison(state):
     """Fill a state with what must never be read; its owners empty a slot when they hand it out."""
-    for tensor in (state.windows, state.ssm, *state.kv):
+    for tensor in (state.windows, state.ssm, *state.kv.stores):
         tensor.fill_(float("nan"))
     state.ages[:] = [7] * len(state)
 
@@ -111,18 +122,18 @@ def test_memory_follows_demand():
     engine = Engine(model(), max_batch=8)
     engine.add(prompt(3), SamplingParams(max_tokens=9))
     engine.step()
-    assert len(engine.pool.state) == 1
+    assert engine.pool.capacity == 1
     engine.add(prompt(4), SamplingParams(max_tokens=2))
     engine.step()
-    assert len(engine.pool.state) == 2
+    assert engine.pool.capacity == 2
     for seed in range(20):
         engine.add(prompt(5, seed), SamplingParams(max_tokens=2))
     engine.step()
-    assert len(engine.pool.state) == 8 and len(engine.pool) <= 8
+    assert engine.pool.capacity == 8 and len(engine.pool) <= 8
     engine.run()
     engine.add(prompt(3))
     engine.step()
-    assert len(engine.pool.state) == 1
+    assert engine.pool.capacity == 1
 
 
 def test_growing_keeps_what_the_running_sequences_have_read():
@@ -225,7 +236,7 @@ def test_memory_that_runs_out_while_room_grows_leaves_no_half_grown_state(monkey
     """The first call's keys and values have new room, the second's have not."""
     engine, ids = Engine(model()), tuple(prompt(20))
     engine.add(ids, SamplingParams(max_tokens=5))
-    grown, sizes = state._with_entries, []
+    grown, sizes = kv.with_entries, []
 
     def scarce(old, n, dim):
         sizes.append(n)
@@ -233,24 +244,42 @@ def test_memory_that_runs_out_while_room_grows_leaves_no_half_grown_state(monkey
             raise torch.OutOfMemoryError
         return grown(old, n, dim)
 
-    monkeypatch.setattr(state, "_with_entries", scarce)
-    with pytest.raises(torch.OutOfMemoryError):
-        engine.step()
-    assert next(iter(engine.run().values())).ids == oracle("zamba2", ids, 5)
+    monkeypatch.setattr(kv, "with_entries", scarce)
+    (event,) = engine.step()
+    assert event.finish_reason == "error" and event.token is None and "20 tokens need" in event.error
+    again = engine.add(ids, SamplingParams(max_tokens=5))
+    assert engine.run()[again].ids == oracle("zamba2", ids, 5), "the engine lives on"
 
 
-def test_the_prefill_budget_is_kept_and_others_go_on_meanwhile():
+def test_where_memory_runs_out_fewer_go_together_and_the_one_too_large_fails_alone(monkeypatch):
+    """Passes over more than 40 tokens, or over more than two sequences, do not fit."""
+    engine, wanted = Engine(model(), max_batch=8), requests()
+    scores, answers = type(engine.model).scores, expected("zamba2", wanted)
+
+    def scarce(self, batch, state=None, **how):
+        if batch.packing.total > 40 or len(batch) > 2:
+            raise torch.OutOfMemoryError
+        return scores(self, batch, state, **how)
+
+    monkeypatch.setattr(type(engine.model), "scores", scarce)
+    ids = [engine.add(p, SamplingParams(max_tokens=n)) for p, n in wanted]
+    done = engine.run()
+    for id, (p, _), tokens in zip(ids, wanted, answers):
+        assert (done[id].finish_reason, done[id].ids) == (("length", tokens) if len(p) <= 40 else ("error", ()))
+    engine.add(prompt(3))
+    assert engine.pool.max_slots == 8, "what once did not fit is no limit for ever"
+
+
+def test_the_prefill_budget_is_kept_and_others_go_on_meanwhile(monkeypatch):
     engine, sizes = Engine(model(), prefill_tokens=10), []
-    original = engine.model.forward
+    original, lag = type(engine.model).scores, engine.runner.lag
     first = engine.add(prompt(2), SamplingParams(max_tokens=20))
     engine.step()
     engine.add(prompt(35), SamplingParams(max_tokens=1))
-    try:
-        engine.model.forward = lambda batch, *a, **k: sizes.append(batch.packing.total) or original(batch, *a, **k)
-        events = [engine.step() for _ in range(4)]
-    finally:
-        del engine.model.forward
-    assert sizes == [1, 10, 1, 10, 1, 10, 1, 5], "one token of the first and at most ten of the second, each step"
+    measured = lambda self, batch, *a, **k: sizes.append(batch.packing.total) or original(self, batch, *a, **k)  # noqa: E731
+    monkeypatch.setattr(type(engine.model), "scores", measured)
+    events = [engine.step() for _ in range(4 + lag)][lag:]
+    assert sizes[:8] == [1, 10, 1, 10, 1, 10, 1, 5], "one token of the first and at most ten of the second, each step"
     assert [[e.request_id == first for e in step] for step in events] == [[True], [True], [True], [True, False]]
 
 

@@ -8,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zamba_lm.engine import sampler
-from zamba_lm.engine.request import SamplingParams
+from zamba_lm.engine.request import Request, SamplingParams
+from zamba_lm.engine.sequence import Sequence
 from zamba_lm.errors import ZambaError
+from zamba_lm.ops.sample import Settings, uniform
+from zamba_lm.ops.sample import sample as sample_on_device
 
 V = 11
 
@@ -62,6 +65,7 @@ def inverse(probabilities, u):
     return max(i for i, p in enumerate(probabilities) if p > 0)
 
 
+CHOICE = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 params = st.builds(
     SamplingParams,
     temperature=st.floats(0.1, 3),
@@ -172,6 +176,31 @@ def test_a_row_does_not_depend_on_its_neighbours():
     together = sampler.sample(logits, chosen, [None] * 3, uniform)
     alone = [sampler.sample(logits[i : i + 1], chosen[i : i + 1], [None], uniform[i : i + 1])[0] for i in range(3)]
     assert together == alone
+
+
+def test_a_sequence_draws_the_numbers_of_its_seed_one_a_token():
+    sequence = Sequence(Request(0, (1, 2), SamplingParams(temperature=1.0, seed=2**64 - 1)))
+    for n_new in range(3):
+        assert sequence.uniform() == uniform(2**64 - 1, n_new)
+        sequence.ids.append(0)
+
+
+def test_greedy_sequences_use_no_random_number():
+    state = torch.get_rng_state()
+    assert Sequence(Request(0, (1, 2), SamplingParams())).uniform() == 0
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@given(st.lists(params, min_size=1, max_size=5), st.integers(0, 10**6))
+def test_the_op_that_samples_on_a_device_chooses_the_same_tokens(chosen, seed):
+    logits, made = rows(len(chosen), seed=seed), Settings.empty(len(chosen))
+    seen = rows(len(chosen), seed=seed + 1) > 0
+    for s, p in enumerate(chosen):
+        made.put(s, **{name: getattr(p, name) for name in CHOICE}, seed=seed + s)
+    ids = torch.full((len(chosen),), -7)
+    sample_on_device(logits, made, ids, seen.clone())
+    marks = [None if p.repetition_penalty == 1 else mark for p, mark in zip(chosen, seen)]
+    assert ids.tolist() == sampler.sample(logits, chosen, marks, [uniform(seed + s, 0) for s in range(len(chosen))])
 
 
 def test_argmax_takes_the_first_of_equals():

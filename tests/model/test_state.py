@@ -8,7 +8,8 @@ import torch
 from tests.model.tiny import CONFIGS, FAMILIES, model, random_ids
 from tests.numerics.tolerances import assert_within
 from zamba_lm.model.batch import Batch
-from zamba_lm.model.state import KV_STEP, State, StateSpec
+from zamba_lm.model.kv import STEP as KV_STEP
+from zamba_lm.model.state import State, StateSpec
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
@@ -36,7 +37,7 @@ def read(name, state, *parts):
 
 def poisoned(state):
     """Fill all memory with NaN, also where nothing was written."""
-    for tensor in (state.whole.windows, state.whole.ssm, *state.whole.kv):
+    for tensor in (state.whole.windows, state.whole.ssm, *state.whole.kv.stores):
         tensor.fill_(torch.nan)
     return state
 
@@ -51,8 +52,10 @@ def test_shapes_and_dtypes_are_the_declared_ones(name, dtype):
     spec = StateSpec.of(config)
     assert state.windows.shape == (config.n_layers, 3, config.d_conv - 1, config.conv_dim) == (config.n_layers, 3, *spec.window)
     assert state.ssm.shape == (config.n_layers, 3, config.n_ssm_heads, config.ssm_head_dim, config.d_state)
-    assert len(state.kv) == config.n_calls and all(kv.shape == (2, 3, config.n_heads, 0, config.head_dim) for kv in state.kv)
-    assert state.ssm.dtype == torch.float32 and {state.windows.dtype, *(kv.dtype for kv in state.kv)} == {dtype}
+    assert len(state.kv.stores) == config.n_calls and all(
+        kv.shape == (2, 3, config.n_heads, 0, config.head_dim) for kv in state.kv.stores
+    )
+    assert state.ssm.dtype == torch.float32 and {state.windows.dtype, *(kv.dtype for kv in state.kv.stores)} == {dtype}
     assert len(state) == 3 and state.lengths == [0, 0, 0] and not state.ssm.any() and not state.windows.any()
 
 
@@ -77,7 +80,7 @@ def test_every_route_leaves_the_same_memory(name):
     for state in states[1:]:
         assert_within("state", state.ssm, states[0].ssm)
         assert_within("paths", state.windows, states[0].windows)
-        for kv, expected in zip(state.kv, states[0].kv, strict=True):
+        for kv, expected in zip(state.kv.stores, states[0].kv.stores, strict=True):
             assert_within("paths", kv[:, :, :, :40], expected[:, :, :, :40])
 
 
@@ -134,16 +137,16 @@ def test_room_grows_and_keeps_what_was_there(name):
         for one, part in zip(texts, parts, strict=True):
             assert_within("paths", part, zamba.logits(torch.tensor([one[: done + n]]))[0, done:])
         done += n
-        rooms.append(state.kv[0].shape[3])
+        rooms.append(state.kv.stores[0].shape[3])
     assert rooms == [KV_STEP, KV_STEP, 2 * KV_STEP, 2 * KV_STEP, 2 * KV_STEP, 3 * KV_STEP, 3 * KV_STEP]
 
 
 def test_one_long_sequence_makes_room_for_all():
     state = model("zamba").new_state(2)
     state.reserve((3 * KV_STEP + 1, 1))
-    assert {kv.shape[3] for kv in state.kv} == {4 * KV_STEP}
+    assert {kv.shape[3] for kv in state.kv.stores} == {4 * KV_STEP}
     state.reserve((1, 1))
-    assert {kv.shape[3] for kv in state.kv} == {4 * KV_STEP}, "room is not given back"
+    assert {kv.shape[3] for kv in state.kv.stores} == {4 * KV_STEP}, "room is not given back"
 
 
 # slots: empty, move, copy
@@ -168,7 +171,7 @@ def test_poison_in_one_slot_stays_there(name):
     state = model(name).new_state(3)
     read(name, state, *(text(seed)[:10] for seed in range(3)))
     state.windows[:, 1] = state.ssm[:, 1] = torch.nan
-    for kv in state.kv:
+    for kv in state.kv.stores:
         kv[:, 1] = torch.nan
     first, middle, last = read(name, state, *(text(seed)[10:] for seed in range(3)))
     assert middle.isnan().any()
@@ -199,13 +202,13 @@ def test_a_moved_slot_goes_on_as_its_source(name, source, target):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_after_a_move_the_two_part(name):
+def test_after_a_move_the_source_can_be_used_anew(name):
     state = model(name).new_state(2)
     read(name, state, text(0)[:10], text(1)[:3])
     state.move(0, 1)
-    (other,) = read(name, state.slots(1, 2), text(5))
-    (on,) = read(name, state.slots(0, 1), text(0)[10:])
-    assert_within("paths", on, whole(name, 0)[10:])
+    state.reset(0)
+    fresh, other = read(name, state, text(2), text(5))
+    assert_within("paths", fresh, whole(name, 2))
     assert_within("paths", other, model(name).logits(torch.tensor([text(0)[:10] + text(5)]))[0, 10:])
 
 
@@ -235,15 +238,77 @@ def test_a_clone_goes_its_own_way(name):
 @pytest.mark.parametrize("slots", [1, 2, 5])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_resized_state_keeps_the_first_slots_and_has_empty_ones(name, slots):
-    state = model(name).new_state(4)
-    read(name, state, *(text(seed)[: 5 + seed] for seed in range(4)))
-    resized = state.slots(1, 3).resized(slots)
-    starts = [6, 7, 0, 0, 0][:slots]
-    assert len(resized) == slots and resized.lengths == starts
-    poisoned(state)  # nothing is shared
-    seeds = [1, 2, 3, 4, 5][:slots]
-    for seed, start, part in zip(seeds, starts, read(name, resized, *(text(s)[n:] for s, n in zip(seeds, starts))), strict=True):
+    state = model(name).new_state(3)
+    read(name, state, *(text(seed)[: 5 + seed] for seed in range(3)))
+    before = state.version
+    state.resize(slots)
+    starts = [5, 6, 7, 0, 0][:slots]
+    assert len(state) == slots and state.lengths == starts and state.version > before
+    seeds = range(slots)
+    for seed, start, part in zip(seeds, starts, read(name, state, *(text(s)[n:] for s, n in zip(seeds, starts))), strict=True):
         assert_within("paths", part, whole(name, seed)[start:])
+
+
+# pages
+
+
+def paged(name, n):
+    return State(CONFIGS[name], n, paged=True)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_pages_hold_what_stretches_hold(name):
+    """Slots that grow in turns get pages that do not lie side by side."""
+    states = State(CONFIGS[name], 3), paged(name, 3)
+    poisoned(states[1].whole)
+    for slot in range(3):
+        states[1].reset(slot)
+    texts = [text(seed, KV_STEP + 40) for seed in range(3)]
+    for cut in (slice(0, 20), slice(20, KV_STEP - 1), slice(KV_STEP - 1, KV_STEP + 2), slice(KV_STEP + 2, None)):
+        ours, theirs = (read(name, state, *(one[cut] for one in texts)) for state in states)
+        assert all(not part.isnan().any() for part in theirs)
+        for a, b in zip(ours, theirs, strict=True):
+            assert_within("paths", a, b)
+    assert sorted(map(tuple, states[1].kv.owned)) == [(0, 3), (1, 4), (2, 5)]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_pages_are_given_back_and_used_again(name):
+    state = paged(name, 2)
+    read(name, state, text(0), text(1))
+    kept = state.clone()
+    state.reset(0)
+    read(name, state.slots(0, 1), text(2)[:5])
+    assert state.kv.n_pages == 2 and state.kv.free == [] and sorted(map(tuple, state.kv.owned)) == [(0,), (1,)]
+    state.move(0, 1)
+    state.reset(0)
+    fresh, on = read(name, state, text(3), text(2)[5:])
+    assert_within("paths", fresh, whole(name, 3))
+    assert_within("paths", on, whole(name, 2)[5:])
+    texts = [text(0) + text(6), text(1) + text(7)]
+    for part, one in zip(read(name, kept, text(6), text(7)), texts, strict=True):
+        assert_within("paths", part, model(name).logits(torch.tensor([one]))[0, 40:])
+
+
+def test_a_table_of_pages_grows_with_the_longest():
+    state = paged("zamba", 2)
+    state.reserve((1, 70 * KV_STEP))
+    assert state.kv.table.shape[1] >= 70 and len(state.kv.owned[1]) == 70 and state.kv.n_pages == 71
+    assert state.kv.table[1, :70].tolist() == state.kv.owned[1]
+
+
+def test_a_slot_that_gets_no_pages_leaves_nothing_behind(monkeypatch):
+    state = paged("zamba", 2)
+    state.reserve((KV_STEP, 1))
+
+    def scarce(*_, **__):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("zamba_lm.model.kv.with_entries", scarce)
+    with pytest.raises(torch.OutOfMemoryError):
+        state.reserve((KV_STEP + 1, 1))
+    assert [len(pages) for pages in state.kv.owned] == [1, 1] and state.kv.n_pages == 2 and state.kv.free == []
+    state.reserve((KV_STEP, KV_STEP))
 
 
 @pytest.mark.parametrize("do", ["reset", "move from", "move to"])

@@ -27,7 +27,7 @@ def test_state_keeps_its_declared_dtypes_through_passes_and_steps(model):
         logits = model(Batch.pack([range(n) for n in lengths]), state)
         assert logits.dtype == torch.float32
         assert state.ssm.dtype == torch.float32
-        assert {state.windows.dtype, *(kv.dtype for kv in state.kv)} == {torch.bfloat16}
+        assert {state.windows.dtype, *(kv.dtype for kv in state.kv.stores)} == {torch.bfloat16}
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ def gradients(function, inputs, seed=0):
     leaves = {name: value.detach().clone().requires_grad_() for name, value in inputs.items()}
     outputs = function(**leaves)
     generator = torch.Generator().manual_seed(seed)
-    weights = [torch.randn(y.shape, generator=generator).to(y.dtype) for y in outputs]
+    weights = [torch.randn(y.shape, generator=generator).to(y) for y in outputs]
     torch.autograd.backward(outputs, weights)
     return {name: leaf.grad for name, leaf in leaves.items()}
 

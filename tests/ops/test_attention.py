@@ -5,20 +5,17 @@ import torch
 
 from tests.numerics.tolerances import assert_within
 from tests.ops import naive
+from tests.ops.caches import content, empty, ints, paged, rows, written
 from tests.ops.gradients import assert_gradients
 from tests.ops.inputs import MIXED
-from zamba_lm.ops.attention import attention
+from zamba_lm.ops.attention import KVCache, attention
 from zamba_lm.ops.packing import Packing
+from zamba_lm.ops.rope import angles, rope
 
 
 def make(total, *, heads=2, width=8, dtype=torch.float32):
     g = torch.Generator().manual_seed(total + width)
     return tuple(torch.randn(3, total, heads, width, generator=g).to(dtype))
-
-
-def empty(sequences, capacity, *, heads=2, width=8, dtype=torch.float32):
-    """A cache full of NaN: what lies behind a sequence's end is anybody's."""
-    return torch.full((2, sequences, heads, capacity, width), torch.nan, dtype=dtype).unbind(0)
 
 
 def alone(q, k, v, scale, lengths):
@@ -44,7 +41,9 @@ def test_head_sizes(width, dtype):
     assert y.dtype == dtype
     assert_within("op", y, expected)
     cache = empty(1, 40, width=width, dtype=dtype)
-    pieces = [attention(*(x[part] for x in (q, k, v)), scale, Packing([n]), cache, [past]) for past, n, part in cuts(37, 20)]
+    pieces = [
+        attention(*(x[part] for x in (q, k, v)), scale, Packing([n]), rows(*cache, [past])) for past, n, part in cuts(37, 20)
+    ]
     assert_within("op", torch.cat(pieces), expected)
 
 
@@ -65,12 +64,12 @@ def test_packed_equals_alone():
 def test_nan_stays_in_its_sequence(bad, cached):
     tensors, packing = make(sum(MIXED)), Packing(MIXED)
     past = (0,) * len(MIXED)
-    caches = [empty(len(MIXED), max(MIXED)) if cached else None for _ in range(2)]
-    clean = attention(*tensors, 0.5, packing, caches[0], past)
+    caches = [rows(*empty(len(MIXED), max(MIXED)), past) if cached else None for _ in range(2)]
+    clean = attention(*tensors, 0.5, packing, caches[0])
     start = sum(MIXED[:bad])
     for x in tensors:
         x[start : start + MIXED[bad]] = torch.nan
-    y = attention(*tensors, 0.5, packing, caches[1], past)
+    y = attention(*tensors, 0.5, packing, caches[1])
     for s, (now, before) in enumerate(zip(y.split(MIXED), clean.split(MIXED), strict=True)):
         assert now.isnan().all() if s == bad else torch.equal(now, before)
 
@@ -82,7 +81,7 @@ def test_any_chunking_equals_the_whole(size):
     cache = empty(2, 133)
     pieces = []
     for past, n, part in cuts(130, size):
-        y = attention(*(x[:, part].flatten(0, 1) for x in (q, k, v)), 0.5, Packing([n, n]), cache, [past, past])
+        y = attention(*(x[:, part].flatten(0, 1) for x in (q, k, v)), 0.5, Packing([n, n]), rows(*cache, [past, past]))
         pieces.append(y.unflatten(0, (2, n)))
         assert all(c[:, :, past + n :].isnan().all() for c in cache)
     expected = torch.stack([naive.attention(q[s], k[s], v[s], 0.5) for s in range(2)])
@@ -103,7 +102,7 @@ def test_ages_that_differ(new):
         for kept, given in zip(cache, (k, v), strict=True):
             kept[s, :, : past[s]] = given[: past[s]].transpose(0, 1)
     tensors = [torch.cat([sequence[i][p:] for sequence, p in zip(sequences, past, strict=True)]) for i in range(3)]
-    y = attention(*tensors, 0.5, Packing(new), cache, past)
+    y = attention(*tensors, 0.5, Packing(new), rows(*cache, past))
     expected = [naive.attention(q[p:], k, v, 0.5) for (q, k, v), p in zip(sequences, past, strict=True)]
     assert_within("op", y, torch.cat(expected))
     for s, (_, k, v) in enumerate(sequences):
@@ -129,6 +128,50 @@ def test_gradients(lengths):
     assert_gradients(lambda q, k, v: [attention(q, k, v, 0.5, packing)], lambda q, k, v: [alone(q, k, v, 0.5, lengths)], inputs)
 
 
+@pytest.mark.parametrize("page", [16, 64])
+@pytest.mark.parametrize("new", [(1, 1, 1, 1), (1, 4, 4, 1), (17, 66, 2, 80)])
+def test_pages(page, new):
+    """Sequences in pages scattered over a pool: written in their own pages alone, read from nowhere else."""
+    past, sequences = (16, 0, 70, 5), []
+    for p, n in zip(past, new, strict=True):
+        sequences.append(make(p + n))
+    before = [(k[:p], v[:p]) for (_, k, v), p in zip(sequences, past, strict=True)]
+    cache = paged(before, [p + n for p, n in zip(past, new, strict=True)], page=page, heads=2, width=8)
+    tensors = [torch.cat([sequence[i][p:] for sequence, p in zip(sequences, past, strict=True)]) for i in range(3)]
+    y = attention(*tensors, 0.5, Packing(new), cache)
+    expected = [naive.attention(q[p:], k, v, 0.5) for (q, k, v), p in zip(sequences, past, strict=True)]
+    assert_within("op", y, torch.cat(expected))
+    for s, (_, k, v) in enumerate(sequences):
+        assert all(torch.equal(*pair) for pair in zip(content(cache, s, len(k)), (k, v), strict=True))
+    assert written(cache) == sum(past) + sum(new)
+
+
+@pytest.mark.parametrize("page", [16, 200])
+def test_ages_on_the_device_alone(page):
+    """As inside a CUDA graph: one new token each, and nobody on the host knows how old a sequence is."""
+    past = (16, 0, 70, 70)
+    sequences = [make(p + 1) for p in past]
+    before = [(k[:-1], v[:-1]) for _, k, v in sequences]
+    last = [torch.cat([sequence[i][-1:] for sequence in sequences]) for i in range(3)]
+    caches = [paged(before, [p + 1 for p in past], page=page, heads=2, width=8, host=host) for host in (True, False)]
+    outputs = [attention(*last, 0.5, Packing([1] * 4), cache) for cache in caches]
+    assert torch.equal(*outputs)
+    assert torch.equal(*(cache.keys.nan_to_num() for cache in caches))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_angles_turn_queries_and_keys(cached):
+    """As ops.rope would before the call, and the cache keeps keys that are turned already."""
+    q, k, v = torch.stack(make(12), dim=1).flatten(1, 2).chunk(3, dim=1)  # views, as a model passes them
+    turns = angles(torch.tensor([3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6]), 8, 1e4)
+    packing, past = Packing([5, 7]), (3, 0)
+    caches = [rows(*(torch.ones(2, 2, 2, 10, 8) * torch.arange(8).sin()), past) if cached else None for _ in range(2)]
+    y = attention(q, k, v, 0.5, packing, caches[0], turns)
+    assert torch.equal(y, attention(rope(q, turns), rope(k, turns), v, 0.5, packing, caches[1]))
+    if cached:
+        assert torch.equal(caches[0].keys, caches[1].keys)
+
+
 def test_what_does_not_fit_is_named():
     q, k, v = make(7)
     with pytest.raises(ValueError, match=r"q \(7, 2, 8\), k \(7, 2, 8\) and v \(7, 2, 8\) do not fit Packing\(\(8,\)\)"):
@@ -137,15 +180,22 @@ def test_what_does_not_fit_is_named():
         attention(q, k[:6], v, 1.0, Packing([7]))
     with pytest.raises(ValueError, match=r"v \(7, 2, 4\)"):
         attention(q, k, v[..., :4], 1.0, Packing([7]))
+    packing = Packing([3, 4])
     with pytest.raises(ValueError, match=r"past \(2, 6\) plus new \(3, 4\) exceed the cache of 9 tokens"):
-        attention(q, k, v, 1.0, Packing([3, 4]), empty(2, 9), [2, 6])
-    with pytest.raises(ValueError, match=r"the cache holds 3 sequences, expected 2 for Packing\(\(3, 4\)\)"):
-        attention(q, k, v, 1.0, Packing([3, 4]), empty(3, 9), [0, 0])
+        attention(q, k, v, 1.0, packing, rows(*empty(2, 9), [2, 6]))
+    with pytest.raises(ValueError, match=r"the cache holds 3 sequences with 3 ages, expected 2 for lengths \(3, 4\)"):
+        attention(q, k, v, 1.0, packing, rows(*empty(3, 9), [0, 0, 0]))
     with pytest.raises(ValueError, match="argument 2 is shorter"):
-        attention(q, k, v, 1.0, Packing([3, 4]), empty(2, 9), [0])
+        attention(q, k, v, 1.0, packing, KVCache(*empty(2, 9), ints([[0], [1]]), ints([0, 0]), (0,)))
+    with pytest.raises(ValueError, match=r"lengths \(3, 4\) need the past on the host"):
+        attention(q, k, v, 1.0, packing, rows(*empty(2, 9), [0, 0], host=False))
+    with pytest.raises(
+        ValueError, match=r"keys \(2, 2, 9, 6\) and values \(2, 2, 9, 6\) of the cache must be \(pages, 2, page, 8\)"
+    ):
+        attention(q, k, v, 1.0, packing, rows(*empty(2, 9, width=6), [0, 0]))
 
 
 def test_a_full_cache_is_not_too_full():
     q, k, v = make(7)
-    y = attention(q, k, v, 0.5, Packing([3, 4]), empty(2, 4), [0, 0])
+    y = attention(q, k, v, 0.5, Packing([3, 4]), rows(*empty(2, 4), [0, 0]))
     assert_within("op", y, alone(q, k, v, 0.5, (3, 4)))

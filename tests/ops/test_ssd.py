@@ -12,6 +12,7 @@ from tests.ops.memory import Held
 from zamba_lm.ops.packing import Packing
 from zamba_lm.ops.ssd import ssd
 from zamba_lm.ops.ssd.reference import ssd_reference
+from zamba_lm.ops.step import time_step
 
 
 def alone(inputs, lengths, states=None):
@@ -78,6 +79,40 @@ def test_any_decay(decay, length):
     assert_within("state", after, last)
     (y.sum() + after.sum()).backward()
     assert all(v.grad.isfinite().all() for v in inputs)
+
+
+@pytest.mark.parametrize("every", [64, 192, 2048, 4096])
+@pytest.mark.parametrize("lengths", [(1,), (64, 65), (2500, 63), (191, 192, 192, 193)])
+def test_states_on_the_way(lengths, every):
+    """They are the states after pieces of that many tokens; the last one of a sequence is its final state."""
+    inputs, states = make(sum(lengths), heads=2, groups=2, sequences=len(lengths))
+    y, after, kept = ssd(*inputs, Packing(lengths), states, chunk_states=every)
+    plain = ssd(*inputs, Packing(lengths), states)
+    assert torch.equal(y, plain[0]) and torch.equal(after, plain[1])
+    x, dt, A, B, C, D = inputs
+    expected, start = [], 0
+    for length, state in zip(lengths, states.split(1), strict=True):
+        for piece in range(start, start + length, every):
+            cut = slice(piece, min(piece + every, start + length))
+            state = ssd(x[cut], dt[cut], A, B[cut], C[cut], D, Packing([cut.stop - cut.start]), state)[1]
+            expected.append(state)
+        start += length
+    assert_within("state", kept, torch.cat(expected))
+
+
+def test_states_on_the_way_carry_no_gradient():
+    (x, *rest), _ = make(70)
+    y, after, kept = ssd(x.requires_grad_(), *rest, Packing([70]), chunk_states=64)
+    assert y.requires_grad and after.requires_grad and not kept.requires_grad
+
+
+@pytest.mark.parametrize("limit", [(0.0, float("inf")), (0.05, 0.3)])
+def test_a_raw_time_step(limit):
+    (x, dt, A, B, C, D), state = make(70)
+    raw, bias = dt.mul(20).sub(3).bfloat16(), torch.linspace(-1, 1, 4)
+    y, after = ssd(x, raw, A, B, C, D, Packing([70]), state, dt_bias_H=bias, dt_limit=limit)
+    expected = ssd(x, time_step(raw, bias, limit), A, B, C, D, Packing([70]), state)
+    assert torch.equal(y, expected[0]) and torch.equal(after, expected[1])
 
 
 @pytest.mark.parametrize("bad", range(len(MIXED)))
@@ -156,3 +191,5 @@ def test_what_does_not_fit_is_named():
         ssd(x, dt, A, B, C, D, Packing([3, 4]), state)
     with pytest.raises(ValueError, match=r"state is \(1, 4, 16, 5\), expected \(1, 4, 5, 16\)"):
         ssd(x, dt, A, B, C, D, Packing([7]), state.transpose(2, 3))
+    with pytest.raises(ValueError, match="chunk_states is 100, expected 0 or a multiple of 64"):
+        ssd(x, dt, A, B, C, D, Packing([7]), chunk_states=100)

@@ -1,4 +1,4 @@
-"""step: one token of ssd and of scan, and of a whole Mamba-2 mixer, in place, slot by slot."""
+"""step: one token of ssd and of scan, in place, slot by slot."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tests.ops import naive
 from zamba_lm.ops.packing import Packing
 from zamba_lm.ops.scan import scan
 from zamba_lm.ops.ssd import ssd
-from zamba_lm.ops.step import mamba2_step, step
+from zamba_lm.ops.step import step
 
 SLOTS = 5
 
@@ -128,90 +128,3 @@ def test_what_does_not_fit_is_named():
     ):
         with pytest.raises(ValueError, match=r"x .*, B .*, C .* do not fit state \(5, \d, 5, 16\)"):
             step(*wrong)
-
-
-def mixer(slots=SLOTS, *, heads=4, width=6, groups=1, n=8, taps=4, dtype=torch.float32):
-    """Arguments of mamba2_step: h, window, state, constants, weight of the norm."""
-    g = torch.Generator().manual_seed(slots + groups)
-    channels = heads * width + 2 * groups * n
-    h = torch.randn(slots, heads * width + channels + heads, generator=g).to(dtype)
-    window = torch.randn(slots, taps - 1, channels, generator=g).to(dtype)
-    conv_weight, conv_bias = torch.randn(channels, taps, generator=g) / 2, torch.randn(channels, generator=g)
-    dt_bias, A, D = torch.randn(heads, generator=g), -torch.rand(heads, generator=g) * 8, torch.randn(heads, generator=g)
-    norm_weight = torch.randn(heads * width, generator=g).to(dtype)
-    state = torch.randn(slots, heads, width, n, generator=g)
-    return h, window, state, (conv_weight, conv_bias, dt_bias, A, D), norm_weight
-
-
-def mixer_by_definition(h, window, state, constants, norm_weight, groups, eps, dt_limit):
-    """Convolution, recurrence, gate and norm one after another in float64; also window and state after."""
-    conv_weight, conv_bias, dt_bias, A, D = constants
-    S, H, P, N = state.shape
-    z, xBC, dt = h.double().split((H * P, len(conv_bias), H), dim=1)
-    xBC, window = naive.each(lambda x, w: naive.conv(x, conv_weight, conv_bias, w), (1,) * S, (xBC,), window)
-    x, B, C = xBC.split((H * P, groups * N, groups * N), dim=1)
-    x, B, C = x.unflatten(1, (H, P)), B.unflatten(1, (groups, N)), C.unflatten(1, (groups, N))
-    dt = torch.log1p(torch.exp(dt + dt_bias.double())).clamp(*dt_limit)
-    y, state = by_definition(naive.ssd, (x, dt, A, B, C, D), state)
-    gated = (y.flatten(1) * z * torch.sigmoid(z)).unflatten(1, (groups, -1))
-    normed = gated / torch.sqrt((gated * gated).mean(-1, keepdim=True) + eps)
-    return normed.flatten(1) * norm_weight.double(), window, state
-
-
-NO_LIMIT = (0.0, float("inf"))
-
-
-@pytest.mark.parametrize("slots", [1, 2, SLOTS])
-@pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("dt_limit", "taps"), [(NO_LIMIT, 4), ((0.4, 0.9), 2)])
-def test_the_mixer_is_its_parts_in_a_row(slots, groups, dtype, dt_limit, taps):
-    h, window, state, constants, weight = mixer(slots, groups=groups, dtype=dtype, taps=taps)
-    settings = {"groups": groups, "eps": 1e-2, "dt_limit": dt_limit}
-    expected, last_window, last = mixer_by_definition(h, window, state, constants, weight, **settings)
-    kept = [v.clone() for v in (h, weight, *constants)]
-    y = mamba2_step(h, window, state, constants, weight, **settings)
-    assert y.dtype == window.dtype == dtype and state.dtype == torch.float32
-    assert_within("op", y, expected)
-    assert_within("state", state, last)
-    assert torch.equal(window.double(), last_window), "the window holds inputs, bit for bit"
-    assert all(torch.equal(now, before) for now, before in zip((h, weight, *constants), kept, strict=True))
-
-
-def test_the_mixer_rounds_once():
-    """A bfloat16 row is computed like the same numbers in float32, and only the result is rounded."""
-    h, window, state, constants, weight = mixer(groups=2, dtype=torch.bfloat16)
-    settings = {"groups": 2, "eps": 1e-5, "dt_limit": NO_LIMIT}
-    wide_state = state.clone()
-    wide = mamba2_step(h.float(), window.float(), wide_state, constants, weight.float(), **settings)
-    assert torch.equal(mamba2_step(h, window, state, constants, weight, **settings), wide.bfloat16())
-    assert torch.equal(state, wide_state)
-
-
-@pytest.mark.parametrize("bad", range(SLOTS))
-def test_slots_of_the_mixer_are_independent(bad):
-    """Window and state may be some slots of larger ones; NaN in one slot is its own affair."""
-    h, window, state, constants, weight = mixer(groups=2)
-    settings = {"groups": 2, "eps": 1e-5, "dt_limit": NO_LIMIT}
-    clean_window, clean_state = window.clone(), state.clone()
-    clean = mamba2_step(h, clean_window, clean_state, constants, weight, **settings)
-    larger = [torch.full((3, SLOTS + 2, *v.shape[1:]), torch.nan) for v in (window, state)]
-    views = [v[1, 1:-1] for v in larger]
-    for view, v in zip(views, (window, state), strict=True):
-        view.copy_(v)
-        view[bad] = torch.nan
-    h[bad] = torch.nan
-    y = mamba2_step(h, *views, constants, weight, **settings)
-    others = [s for s in range(SLOTS) if s != bad]
-    assert all(v[bad].isnan().all() for v in (y, views[1]))
-    assert torch.equal(y[others], clean[others])
-    assert torch.equal(views[0][others], clean_window[others]) and torch.equal(views[1][others], clean_state[others])
-    assert all(v[::2].isnan().all() and v[1, [0, -1]].isnan().all() for v in larger)
-
-
-def test_what_does_not_fit_the_mixer_is_named():
-    h, window, state, constants, weight = mixer()
-    settings = {"groups": 1, "eps": 1e-5, "dt_limit": NO_LIMIT}
-    for wrong in ((h[:, 1:], window, state), (h[:2], window, state), (h, window[:2], state)):
-        with pytest.raises(ValueError, match=r"h \(\d, \d+\) and window \(\d, 3, 40\) do not fit state \(5, 4, 6, 8\)"):
-            mamba2_step(*wrong, constants, weight, **settings)

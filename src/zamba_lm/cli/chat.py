@@ -27,6 +27,7 @@ def chat(
     revision: o.Revision = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
+    backend: o.Backend = "auto",
     max_tokens: o.MaxTokens = None,
     temperature: o.Temperature = None,
     top_k: o.TopK = None,
@@ -50,7 +51,7 @@ def chat(
     """
     if prompt is not None and not terminal.checked(prompt, "the prompt").strip():
         raise ZambaError("the prompt is empty: give a text to answer, or leave --prompt out for a conversation")
-    llm = load(model, revision=revision, device=device, dtype=dtype, overrides=o.overrides(override))
+    llm = load(model, revision=revision, device=device, dtype=dtype, backend=backend, overrides=o.overrides(override))
     params = settings(
         llm,
         max_tokens=max_tokens,

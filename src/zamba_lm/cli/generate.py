@@ -17,6 +17,7 @@ def generate(
     revision: o.Revision = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
+    backend: o.Backend = "auto",
     max_tokens: o.MaxTokens = None,
     temperature: o.Temperature = None,
     top_k: o.TopK = None,
@@ -27,6 +28,9 @@ def generate(
     stop: o.Stop = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask the prompt as a question, through the chat template.")] = False,
     override: o.Override = None,
+    parallel: Annotated[
+        bool, typer.Option("--parallel", help="One model over the GPUs of `torchrun --nproc-per-node N -m zamba_lm`.")
+    ] = False,
 ) -> None:
     """Continue a text.
 
@@ -40,8 +44,11 @@ def generate(
       zamba-lm generate --chat --model Zyphra/Zamba2-2.7B-Instruct "Name a river."
       cat story.txt | zamba-lm generate > continued.txt
     """
+    if parallel:
+        terminal.first_rank_only()
     text = _prompt(prompt)
-    llm = load(model, revision=revision, device=device, dtype=dtype, overrides=o.overrides(override))
+    how = {"device": device, "dtype": dtype, "backend": backend, "parallel": parallel}
+    llm = load(model, revision=revision, overrides=o.overrides(override), **how)
     params = settings(
         llm,
         max_tokens=max_tokens,

@@ -5,13 +5,13 @@ import warnings
 
 import typer
 
-from zamba_lm.cli import chat, convert, generate, info
+from zamba_lm.cli import bench, chat, convert, generate, info
 from zamba_lm.errors import ZambaError
 
 # Plain help and plain errors: drawing them with rich costs 0.1 s before the first letter.
 app = typer.Typer(
     name="zamba-lm",
-    help="Run, chat with, look into and convert Zamba and Zamba2 language models.",
+    help="Run, chat with, look into, convert and measure Zamba and Zamba2 language models.",
     epilog="zamba-lm COMMAND --help shows examples. Without --model, the embedded zamba2-pebble is used.",
     no_args_is_help=True,
     add_completion=False,
@@ -23,6 +23,7 @@ app.command()(generate.generate)
 app.command()(chat.chat)
 app.command()(info.info)
 app.command()(convert.convert)
+app.add_typer(bench.app, name="bench")
 
 
 @app.command()

@@ -11,6 +11,9 @@ Model = Annotated[str, typer.Option(metavar="NAME", help="Folder, Hugging Face n
 Revision = Annotated[str | None, typer.Option(metavar="REV", help="Branch, tag or commit on the hub, such as iter2500.")]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:1.")]
 Dtype = Annotated[str, typer.Option(metavar="DTYPE", help="auto (the checkpoint's), bf16, fp16 or fp32.")]
+Backend = Annotated[
+    str, typer.Option(metavar="NAME", help="auto (fastest that runs here), triton (or fail), reference (plain torch).")
+]
 Override = Annotated[
     list[str] | None,
     typer.Option(metavar="KEY=VALUE", help="Change a field of the config, such as dt_limit=[0.001,1e9]; repeatable."),

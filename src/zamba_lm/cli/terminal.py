@@ -1,5 +1,6 @@
 """Reading what people type or pipe in, and telling them things beside the text."""
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,12 @@ COMMANDS = dict.fromkeys(i for i in (*range(32), *range(127, 160)) if chr(i) not
 def say(text: str) -> None:
     """One line beside the text: on standard error."""
     print(text, file=sys.stderr, flush=True)
+
+
+def first_rank_only() -> None:
+    """Of the processes that torchrun started, only the first speaks."""
+    if os.environ.get("RANK", "0") != "0":
+        sys.stdout = sys.stderr = open(os.devnull, "w")
 
 
 @contextmanager

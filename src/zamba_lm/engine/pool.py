@@ -1,8 +1,9 @@
 """Who sits in which slot of one state: sequences that decode first, then those still reading their prompts, without holes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from zamba_lm.engine.sequence import Sequence
+from zamba_lm.model.kv import STEP
 from zamba_lm.model.state import State
 from zamba_lm.model.zamba import Zamba
 
@@ -18,6 +19,8 @@ class Pool:
         self.model, self.max_slots = model, max_slots
         self.decoding: list[Sequence] = []
         self.reading: list[Sequence] = []
+        self.spare = 0  # slots behind the last that nobody sits in, for a runner's own use
+        self.moved: Callable[[int, int], None] = lambda source, target: None  # told when a slot takes another's place
         self._state: State | None = None
         self._views: dict[tuple[int, int], State] = {}
 
@@ -31,7 +34,7 @@ class Pool:
     @property
     def capacity(self) -> int:
         """Slots there are at present."""
-        return 0 if self._state is None else len(self._state)
+        return 0 if self._state is None else len(self._state) - self.spare
 
     @property
     def state(self) -> State:
@@ -44,14 +47,18 @@ class Pool:
         wanted = min(wanted, self.max_slots)
         if len(self) == 0 and not wanted <= self.capacity <= 2 * wanted:
             self._replace(None)  # before the new one is made, so that they need not fit together
-            self._replace(self.model.new_state(wanted))
+            self._replace(self.model.new_state(wanted + self.spare))
         elif wanted > self.capacity:
-            self._replace(self.state.resized(min(max(wanted, 2 * self.capacity), self.max_slots)))
+            self.state.resize(min(max(wanted, 2 * self.capacity), self.max_slots) + self.spare)
+            self._views = {}
 
     def admit(self, sequence: Sequence) -> None:
-        """Give a sequence the next slot, emptied."""
-        self.state.reset(len(self))
+        """Give a sequence the next slot, emptied, with room for its prompt and the first tokens of its answer."""
+        slot = len(self)
         self.reading.append(sequence)
+        self.state.reset(slot)
+        answer = min(sequence.request.params.max_tokens - sequence.n_new, STEP)
+        self.state.slots(slot, slot + 1).reserve((len(sequence.ids) + answer,))
 
     def promote(self, sequence: Sequence) -> None:
         """The first of the readers has read its whole prompt: it decodes from now on, in the slot it has."""
@@ -63,7 +70,7 @@ class Pool:
         if sequence in self.decoding:
             hole = self._fill(self.decoding, sequence, first=0)
             if self.reading:
-                self.state.move(hole + len(self.reading), hole)
+                self._move(hole + len(self.reading), hole)
                 self.reading.insert(0, self.reading.pop())
         else:
             self._fill(self.reading, sequence, first=len(self.decoding))
@@ -72,10 +79,14 @@ class Pool:
         """Take ``leaver`` out of ``group``, whose slots start at ``first``; the slot that is free in the end."""
         at, last = group.index(leaver), len(group) - 1
         if at != last:
-            self.state.move(first + last, first + at)
+            self._move(first + last, first + at)
         group[at] = group[last]
         group.pop()
         return first + last
+
+    def _move(self, source: int, target: int) -> None:
+        self.state.move(source, target)
+        self.moved(source, target)
 
     def clear(self) -> list[Sequence]:
         """Empty every slot and forget the state, which a broken-off pass may have left half-updated; who sat there, in order."""

@@ -87,12 +87,16 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One new token of one request. ``finish_reason`` is None until the last: "stop" (an end token) or "length"."""
+    """One new token of one request. ``finish_reason`` is None until the last: "stop" (an end token) or "length".
+
+    A request that cannot go on ends with "error" instead, without a token, and ``error`` says why.
+    """
 
     request_id: int
-    token: int
+    token: int | None
     finish_reason: str | None = None
     logprobs: TokenLogprobs | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,9 @@ The order is: repetition penalty, temperature, then top-k, top-p and min-p, each
 three filters say "no token less likely than this one", so each is a cut-off, one number a row, and tokens exactly as likely as
 the last one kept are kept too. The draw inverts the cumulative distribution in vocabulary order at one uniform number a row:
 which numbers they are is the caller's affair, and nothing a row computes depends on its neighbours.
+
+This is the CPU's way, which looks at what each row asks for and saves the rest; ``ops.sample`` does the same on a GPU without
+looking.
 """
 
 from collections.abc import Sequence
@@ -14,9 +17,9 @@ from torch import Tensor
 
 from zamba_lm.engine.request import SamplingParams, TokenLogprobs
 from zamba_lm.errors import ZambaError
+from zamba_lm.ops.sample.reference import draw, penalise, sharpen
 
 Mask = Tensor | None  # bool (V,) or nothing to mark
-COOLEST = 1e-6  # temperatures below this are this: nothing but ties is left to chance
 TOP_P_WIDTH = 256  # how many of the most likely tokens usually hold top_p; sorting a whole vocabulary costs 10x as much
 
 
@@ -25,20 +28,13 @@ def argmax(logits_SV: Tensor) -> list[int]:
     highest_S, ids_S = logits_SV.max(-1)  # on CPU twice as fast as Tensor.argmax
     tokens = ids_S.tolist()
     if any(map(isnan, highest_S.tolist())):
-        raise ZambaError("the model's logits are not numbers (NaN): damaged weights, or a dtype that overflows; try float32")
+        raise no_numbers()
     return tokens
 
 
-def penalise(logits_SV: Tensor, seen_SV: Tensor, penalty_S: Tensor) -> Tensor:
-    """Make tokens marked in ``seen_SV`` (bool) less likely: divide positive logits by the penalty, multiply negative ones."""
-    penalty_S1 = penalty_S.unsqueeze(1)
-    penalised_SV = torch.where(logits_SV > 0, logits_SV / penalty_S1, logits_SV * penalty_S1)
-    return torch.where(seen_SV, penalised_SV, logits_SV)
-
-
-def sharpen(logits_SV: Tensor, temperature_S: Tensor) -> Tensor:
-    """Divide by the temperature, the highest logit of each row moved to 0 so that no temperature overflows."""
-    return (logits_SV - logits_SV.amax(-1, keepdim=True)) / temperature_S.clamp_min(COOLEST).unsqueeze(1)
+def no_numbers() -> ZambaError:
+    """What to tell when no token can be chosen."""
+    return ZambaError("the model's logits are not numbers (NaN): damaged weights, or a dtype that overflows; try float32")
 
 
 def top_k_cutoff(logits_SV: Tensor, top_k: Sequence[int]) -> Tensor:
@@ -85,15 +81,6 @@ def filtered(logits_SV: Tensor, params: Sequence[SamplingParams]) -> Tensor:
 
 def _cut(logits_SV: Tensor, cutoff_S1: Tensor) -> Tensor:
     return logits_SV.masked_fill(logits_SV < cutoff_S1, -torch.inf)
-
-
-def draw(logits_SV: Tensor, uniform_S: Tensor) -> Tensor:
-    """One token a row, (S,) int64: the first whose cumulative probability exceeds ``uniform_S`` (float64, in [0, 1)).
-
-    Summed in float64, because the running sum of a large vocabulary in float32 would round rare tokens away.
-    """
-    cumulative_SV = (logits_SV - logits_SV.amax(-1, keepdim=True)).exp().cumsum(-1, dtype=torch.float64)
-    return torch.searchsorted(cumulative_SV, uniform_S.unsqueeze(1) * cumulative_SV[:, -1:], right=True).squeeze(1)
 
 
 def sample(logits_SV: Tensor, params: Sequence[SamplingParams], seen: Sequence[Mask], uniform: Sequence[float]) -> list[int]:

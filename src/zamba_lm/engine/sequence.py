@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from zamba_lm.engine.request import Request
+from zamba_lm.engine.request import Request, SamplingParams
+from zamba_lm.ops.sample.philox import uniform
 
 
 @dataclass(eq=False)
@@ -15,13 +16,14 @@ class Sequence:
     request: Request
     ids: list[int] = field(init=False)
     read: int = 0
-    random: torch.Generator | None = field(init=False, default=None)
+    due: int = field(init=False, default=0)  # tokens that are on their way
+    ended: bool = field(init=False, default=False)
+    seed: int = field(init=False)
     seen: Tensor | None = field(init=False, default=None)  # bool (V,) on the model's device, for the repetition penalty
 
     def __post_init__(self):
         self.ids = list(self.request.prompt_ids)
-        if not self.request.params.greedy:
-            self.random = _generator(self.request.params.seed)
+        self.seed = _seed(self.request.params)
 
     @property
     def unread(self) -> int:
@@ -37,8 +39,8 @@ class Sequence:
         return self.ids[self.read : self.read + n]
 
     def uniform(self) -> float:
-        """The random number in [0, 1) that chooses the next token, from this request's own generator (on the CPU, always)."""
-        return 0.0 if self.random is None else torch.rand((), generator=self.random, dtype=torch.float64).item()
+        """The random number in [0, 1) that chooses the next token: the seed's ``n_new``-th, the same on every device."""
+        return 0.0 if self.request.params.greedy else uniform(self.seed, self.n_new)
 
     def mark_seen(self, vocab_size: int, device: torch.device) -> Tensor | None:
         """Which tokens the ids hold, kept up to date, if the repetition penalty asks for it."""
@@ -51,8 +53,8 @@ class Sequence:
         return self.seen
 
 
-def _generator(seed: int | None) -> torch.Generator:
-    """Seeded; None draws a seed from torch's own generator, so that ``torch.manual_seed`` makes a whole program repeatable."""
-    if seed is None:
-        seed = int(torch.randint(2**63 - 1, ()))
-    return torch.Generator().manual_seed(seed)
+def _seed(params: SamplingParams) -> int:
+    """The seed asked for; None draws one from torch's own generator, so that ``torch.manual_seed`` repeats a whole program."""
+    if params.greedy:
+        return 0
+    return int(torch.randint(2**63 - 1, ())) if params.seed is None else params.seed

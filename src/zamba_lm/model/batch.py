@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from zamba_lm.errors import ZambaError
-from zamba_lm.ops.packing import Packing
+from zamba_lm.ops.packing import Packing, on_device
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Batch:
         if not sequences or any(len(s) == 0 for s in sequences):
             raise ZambaError("a sequence without tokens cannot be run; give at least the beginning-of-sequence token")
         ids = [i for s in sequences for i in s]
-        return cls(torch.tensor(ids, dtype=torch.long, device=device), Packing(map(len, sequences)))
+        return cls(on_device(ids, torch.long, device or "cpu"), Packing(map(len, sequences)))
 
     @classmethod
     def rectangle(cls, ids_BT: torch.Tensor) -> "Batch":

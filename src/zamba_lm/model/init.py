@@ -24,10 +24,11 @@ def init_weights(model: "Zamba", seed: int) -> None:
         if isinstance(module, Norm):
             module.weight.fill_(1)
         if isinstance(module, Mamba1 | Mamba2):
-            _init_mixer(module, model.config, generator)
+            init_mixer(module, model.config, generator)
 
 
-def _init_mixer(m: Mamba1 | Mamba2, c: ZambaConfig, generator) -> None:
+def init_mixer(m: Mamba1 | Mamba2, c: ZambaConfig, generator) -> None:
+    """What is not normal in a mixer."""
     m.D.fill_(1)
     m.conv_bias.zero_()
     m.dt_bias.copy_(_dt_bias(m.dt_bias.shape, c, generator))

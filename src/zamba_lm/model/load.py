@@ -35,7 +35,7 @@ def load_model(
     target = as_device(device)
     folder = resolve(name_or_path, revision)
     config = override(read_config(folder), overrides or {})
-    wanted = _auto_dtype(folder, config) if dtype == "auto" else as_dtype(dtype)
+    wanted = auto_dtype(folder, config) if dtype == "auto" else as_dtype(dtype)
     try:
         model = Zamba(config, device=target, dtype=wanted)
     except torch.OutOfMemoryError as error:
@@ -84,7 +84,8 @@ def as_device(device: str | torch.device) -> torch.device:
     return found
 
 
-def _auto_dtype(folder: Path, config: ZambaConfig) -> torch.dtype:
+def auto_dtype(folder: Path, config: ZambaConfig) -> torch.dtype:
+    """What the config says, otherwise what the file holds."""
     raw = read_json(folder / "config.json")
     stated = raw.get("dtype") or raw.get("torch_dtype")
     return (None if stated else stored_dtype(folder)) or as_dtype(config.dtype)

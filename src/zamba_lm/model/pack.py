@@ -12,16 +12,25 @@ from zamba_lm.ops.linear import can_pack, pack
 def pack_weights(model: Zamba) -> Zamba:
     """Pack every projection in place, two at a time, and give the head a packed copy of the embedding; returns the model.
 
-    Mixers also keep their small float32 constants instead of deriving them anew at every token. Only for inference: packed
-    weights take no gradient, and later changes to the parameters would not be seen. Saving unpacks. Projections that gain nothing
+    Mixers also keep their constants (``freeze_constants``). Only for inference: packed weights take no gradient, and later
+    changes to the parameters would not be seen. Saving unpacks. Projections that gain nothing
     (another device or dtype, see ``ops.linear.can_pack``) stay as they are.
     """
     projections = [module for module in model.modules() if isinstance(module, Linear) and can_pack(module.weight)]
     with ThreadPoolExecutor(2) as pool:  # most of the time goes into fresh memory pages, which two threads get faster than one
         list(pool.map(Linear.pack, projections))
+    freeze_constants(model)
+    if can_pack(model.embedding.weight):
+        model.head = pack(model.embedding.weight)
+    return model
+
+
+def freeze_constants(model: Zamba) -> Zamba:
+    """Let mixers keep their small float32 constants instead of deriving them anew in every pass; returns the model.
+
+    For inference: later changes to conv weights, A_log, D and dt_bias would not be seen.
+    """
     for module in model.modules():
         if isinstance(module, Mamba1 | Mamba2):
             module.frozen = tuple(one.detach() for one in module.constants())
-    if can_pack(model.embedding.weight):
-        model.head = pack(model.embedding.weight)
     return model

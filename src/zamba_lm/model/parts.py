@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from zamba_lm.ops.linear import linear, pack, unpack
+from zamba_lm.ops.linear import Normed, linear, pack, unpack
 from zamba_lm.ops.norm import norm
 
 
@@ -15,8 +15,11 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(d_out, d_in, device=device, dtype=dtype))
         self.row_scale: torch.Tensor | None = None
 
-    def forward(self, x):
-        return linear(x, self.weight, self.row_scale)
+    def forward(self, x, *, norm: "Norm | Normed | None" = None, residual=None):
+        """``norm`` is applied to x first, ``residual`` is added to the product (see ``ops.linear``)."""
+        if isinstance(norm, Norm):
+            norm = Normed(norm.weight, norm.eps)
+        return linear(x, self.weight, self.row_scale, norm=norm, residual_TO=residual)
 
     def pack(self) -> None:
         """Pack the weight for this machine's processor, for inference only."""

@@ -1,14 +1,15 @@
 """The shared block (attention, then a gated MLP) and what a call adds to it."""
 
+from typing import NamedTuple
+
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from zamba_lm.model.config import ZambaConfig
 from zamba_lm.model.parts import Linear, Norm
 from zamba_lm.ops.adapter import adapter
 from zamba_lm.ops.attention import attention
-from zamba_lm.ops.rope import rope
+from zamba_lm.ops.linear import Normed, gated_linear, linear
 
 
 class Adapter(nn.Module):
@@ -19,9 +20,21 @@ class Adapter(nn.Module):
         self.A = Linear(d_in, rank, device=device, dtype=dtype)
         self.B = Linear(rank, d_out, device=device, dtype=dtype)
 
+    @property
+    def parts(self) -> tuple:
+        """A, B and their row scales, if packed."""
+        return self.A.weight, self.B.weight, self.A.row_scale, self.B.row_scale
+
     def forward(self, y, x):
         """y + B (A x)."""
-        return adapter(y, x, self.A.weight, self.B.weight, self.A.row_scale, self.B.row_scale)
+        return adapter(y, x, *self.parts)
+
+
+class Call(NamedTuple):
+    """What belongs to one call of a shared block: its adapters, and weights that hold them already (``model/merge.py``)."""
+
+    adapters: nn.ModuleDict
+    merged: dict[str, torch.Tensor]
 
 
 def call_adapters(c: ZambaConfig, *, device=None, dtype=None) -> nn.ModuleDict:
@@ -31,7 +44,7 @@ def call_adapters(c: ZambaConfig, *, device=None, dtype=None) -> nn.ModuleDict:
     if c.adapter_rank:
         found["gate_up"] = Adapter(c.d_model, 2 * c.d_ff, **factory)
     if c.attention_adapters:
-        found.update({name: Adapter(c.d_attn, c.d_attn, **factory) for name in ("q", "k", "v")})
+        found.update({name: Adapter(c.d_attn, c.n_heads * c.head_dim, **factory) for name in ("q", "k", "v")})
     return found
 
 
@@ -43,33 +56,35 @@ class SharedBlock(nn.Module):
         factory = {"device": device, "dtype": dtype}
         self.c = c
         self.norm_in = Norm(c.d_attn, c.norm_eps, **factory)
-        self.qkv = Linear(c.d_attn, 3 * c.d_attn, **factory)
-        self.o = Linear(c.d_attn, c.d_model, **factory)
+        self.qkv = Linear(c.d_attn, 3 * c.n_heads * c.head_dim, **factory)
+        self.o = Linear(c.n_heads * c.head_dim, c.d_model, **factory)
         self.norm_mlp = Norm(c.d_model, c.norm_eps, **factory)
         self.gate_up = Linear(c.d_model, 2 * c.d_ff, **factory)
         self.down = Linear(c.d_ff, c.d_model, **factory)
 
-    def forward(self, x_TD, x0_TD, adapters, packing, angles=None, cache=None, past=None):
-        """x_TD: hidden state, x0_TD: embedding output, adapters: the call's own, angles: RoPE tables or None, cache/past: keys
-        and values so far (see ``ops.attention``). Returns (T, D)."""
-        h_TE = self.norm_in(torch.cat([x_TD, x0_TD], dim=-1))
-        h_TD = self.o(self._attend(h_TE, adapters, packing, angles, cache, past))
-        return self._mlp(self.norm_mlp(h_TD), adapters)
+    def forward(self, x_TD, x0_TD, call: "Call", packing, angles=None, cache=None):
+        """x_TD: hidden state, x0_TD: embedding output, call: what the call adds, angles: RoPE tables or None, cache: keys and
+        values so far (see ``ops.attention``). Returns (T, D)."""
+        q, k, v = self._qkv(x_TD, x0_TD, call)
+        h_TD = self.o(attention(q, k, v, self.c.attn_scale, packing, cache, angles).flatten(-2))
+        return self.down(self._gate_up(h_TD, call))
 
-    def _attend(self, h_TE, adapters, packing, angles, cache, past):
-        qkv = self.qkv(h_TE)
-        if "q" in adapters:
-            qkv = torch.cat([adapters[name](x, h_TE) for name, x in zip("qkv", qkv.chunk(3, dim=-1))], dim=-1)
-        heads = self.c.n_heads
-        qk, v = qkv.unflatten(-1, (3 * heads, self.c.head_dim)).split((2 * heads, heads), dim=1)
-        if angles is not None:
-            qk = rope(qk, angles)
-        q, k = qk.split(heads, dim=1)
-        return attention(q, k, v, self.c.attn_scale, packing, cache, past).flatten(-2)
+    def _qkv(self, x_TD, x0_TD, call):
+        """Queries, keys and values, each (T, heads, head_dim), views of one tensor."""
+        adapters, weight = call.adapters, call.merged.get("qkv")
+        if weight is not None:
+            qkv = linear((x_TD, x0_TD), weight, norm=Normed(self.norm_in.weight, self.norm_in.eps))
+        elif "q" in adapters:
+            h_TE = self.norm_in(torch.cat([x_TD, x0_TD], dim=-1))
+            parts = self.qkv(h_TE).chunk(3, dim=-1)
+            qkv = torch.cat([adapters[name](part, h_TE) for name, part in zip("qkv", parts)], dim=-1)
+        else:
+            qkv = self.qkv((x_TD, x0_TD), norm=self.norm_in)
+        return qkv.unflatten(-1, (3, self.c.n_heads, self.c.head_dim)).unbind(1)
 
-    def _mlp(self, h_TD, adapters):
-        gate_up = self.gate_up(h_TD)
-        if "gate_up" in adapters:
-            gate_up = adapters["gate_up"](gate_up, h_TD)
-        gate, up = gate_up.chunk(2, dim=-1)
-        return self.down(F.gelu(gate) * up)
+    def _gate_up(self, h_TD, call):
+        norm = Normed(self.norm_mlp.weight, self.norm_mlp.eps)
+        if (weight := call.merged.get("gate_up")) is not None:
+            return gated_linear(h_TD, weight, norm=norm)
+        adapter = call.adapters["gate_up"].parts if "gate_up" in call.adapters else None
+        return gated_linear(h_TD, self.gate_up.weight, self.gate_up.row_scale, norm=norm, adapter=adapter)

@@ -15,9 +15,9 @@ from zamba_lm.model.mamba1 import Mamba1
 from zamba_lm.model.mamba2 import Mamba2
 from zamba_lm.model.parts import Linear, Norm
 from zamba_lm.model.schedule import LayerPlan, schedule
-from zamba_lm.model.shared import SharedBlock, call_adapters
-from zamba_lm.model.state import State
-from zamba_lm.ops.linear import linear
+from zamba_lm.model.shared import Call, SharedBlock, call_adapters
+from zamba_lm.model.state import State, StateLike
+from zamba_lm.ops.linear import Normed, linear
 from zamba_lm.ops.rope import angles
 
 MIXERS = {"zamba": Mamba1, "zamba2": Mamba2}
@@ -35,11 +35,16 @@ class Layer(nn.Module):
         if plan.hybrid:
             self.link = Linear(c.d_model, c.d_model, **factory)
             self.adapters = call_adapters(c, **factory)
+            self.merged: dict[str, torch.Tensor] = {}  # weights that hold the adapters already, see model/merge.py
+
+    @property
+    def call(self) -> Call:
+        return Call(self.adapters, self.merged)
 
     def forward(self, x_TD, packing, memory=None, called_TD=None):
         """called_TD: what the shared block returned; it enters the mixer's input only, never the residual."""
-        into = x_TD if called_TD is None else x_TD + self.link(called_TD)
-        return x_TD + self.mixer(self.norm(into), packing, memory)
+        into = x_TD if called_TD is None else self.link(called_TD, residual=x_TD)
+        return self.mixer(into, self.norm, packing, memory, residual_TD=x_TD)
 
 
 class Zamba(nn.Module):
@@ -69,49 +74,59 @@ class Zamba(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.embedding.weight.dtype
 
-    def forward(self, batch: Batch, state: State | None = None, *, last_only: bool = False) -> torch.Tensor:
+    def forward(self, batch: Batch, state: StateLike | None = None, *, last_only: bool = False) -> torch.Tensor:
         """Logits (T, V), or (S, V) of each sequence's last token with ``last_only``; float32.
 
         Sequence s of the batch continues slot s of ``state``, which is updated in place. Raises ZambaError for token ids outside
         the vocabulary (when they can be checked without waiting for a device) and for a state with another number of slots.
         """
-        x_TD = self.hidden(batch, state)
+        return self.scores(batch, state, last_only=last_only).float()
+
+    def scores(self, batch: Batch, state: StateLike | None = None, *, last_only: bool = False) -> torch.Tensor:
+        """The logits of ``forward`` in the model's dtype, as the head computes them."""
+        x_TD = self._run(batch, state)
         if last_only and batch.packing.total != len(batch):
             x_TD = x_TD[batch.packing.last(x_TD.device)]
-        return linear(x_TD, *(self.head or (self.embedding.weight, None))).float()
+        return self._score(x_TD)
 
-    def hidden(self, batch: Batch, state: State | None = None) -> torch.Tensor:
+    def _score(self, x_TD: torch.Tensor) -> torch.Tensor:
+        return linear(x_TD, *(self.head or (self.embedding.weight, None)), norm=Normed(self.norm.weight, self.norm.eps))
+
+    def hidden(self, batch: Batch, state: StateLike | None = None) -> torch.Tensor:
         """Normed hidden states (T, D) that the head reads."""
+        return self.norm(self._run(batch, state))
+
+    def _run(self, batch: Batch, state: StateLike | None) -> torch.Tensor:
+        """Hidden states (T, D) behind the last layer. With a state nothing is differentiable."""
         self._check(batch, state)
         with torch.set_grad_enabled(torch.is_grad_enabled() and state is None):
-            return self._hidden(batch, state)
+            if state is not None:
+                state.begin(batch.packing)
+            x_TD = self._layers(batch, state)
+            if state is not None:
+                state.advance(batch.packing)
+            return x_TD
 
-    def _hidden(self, batch: Batch, state: State | None) -> torch.Tensor:
-        packing = batch.packing
-        past = None
-        if state is not None:
-            past = tuple(state.lengths)
-            state.reserve(packing.lengths)
-        turns = self._angles(packing, past)
+    def _layers(self, batch: Batch, state: StateLike | None) -> torch.Tensor:
+        packing, turns = batch.packing, self._angles(batch.packing, state)
         x_TD = x0_TD = self.embedding(batch.ids_T)
         for layer in cast(Iterable[Layer], self.layers):
             called_TD = None
             call, block = layer.plan.call, layer.plan.block
             if call is not None and block is not None:
                 cache = None if state is None else state.cache(call)
-                called_TD = self.blocks[block](x_TD, x0_TD, layer.adapters, packing, turns, cache, past)
+                called_TD = self.blocks[block](x_TD, x0_TD, layer.call, packing, turns, cache)
             x_TD = layer(x_TD, packing, None if state is None else state.layer(layer.plan.layer), called_TD)
-        if state is not None:
-            state.advance(packing.lengths)
-        return self.norm(x_TD)
+        return x_TD
 
     def logits(self, ids_BT: torch.Tensor, state: State | None = None) -> torch.Tensor:
         """Logits (B, T, V) float32 for B sequences of T new tokens; ``state`` (B slots) is continued and updated in place."""
         return self(Batch.rectangle(torch.as_tensor(ids_BT, device=self.device)), state).unflatten(0, tuple(ids_BT.shape))
 
-    def new_state(self, batch_size: int) -> State:
-        """An empty state for ``batch_size`` sequences, on the model's device."""
-        return State(self.config, batch_size, device=self.device, dtype=self.dtype)
+    def new_state(self, batch_size: int, *, ssm_dtype: torch.dtype = torch.float32) -> State:
+        """An empty state for ``batch_size`` sequences, on the model's device. ``ssm_dtype``: bfloat16 halves the memory of SSM
+        states and the time to read and write them, at some loss of precision with every token."""
+        return State(self.config, batch_size, device=self.device, dtype=self.dtype, ssm_dtype=ssm_dtype)
 
     def init_weights(self, seed: int = 0) -> "Zamba":
         """The published initialisation, reproducible by seed on one device type; returns the model."""
@@ -124,15 +139,14 @@ class Zamba(nn.Module):
 
         save_weights(self, Path(folder), dtype=dtype)
 
-    def _angles(self, packing, past):
+    def _angles(self, packing, state):
         """RoPE tables of this pass's tokens, or None for a model without RoPE."""
         if not (self.config.rope_theta and self.config.n_calls):
             return None
-        starts = past or (0,) * len(packing)
-        positions = [torch.arange(p, p + n, device=self.device) for p, n in zip(starts, packing.lengths, strict=True)]
-        return angles(torch.cat(positions), self.config.head_dim, self.config.rope_base)
+        positions_T = packing.positions(self.device) if state is None else state.positions(packing)
+        return angles(positions_T, self.config.head_dim, self.config.rope_base)
 
-    def _check(self, batch: Batch, state: State | None) -> None:
+    def _check(self, batch: Batch, state: StateLike | None) -> None:
         if state is not None and len(state) != len(batch):
             raise ZambaError(f"the state has {len(state)} slots but the batch {len(batch)} sequences; they must be equal")
         ids = batch.ids_T

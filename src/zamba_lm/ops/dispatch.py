@@ -94,6 +94,33 @@ def record() -> Iterator[list[tuple[str, str]]]:
         _records[:] = [r for r in _records if r is not calls]  # by identity: two records may hold equal calls
 
 
+BACKENDS = ("auto", "triton", "reference")
+
+
+def use(backend: str, device: torch.device | str) -> None:
+    """From now on, in the whole process: "triton" or "reference" forces every op that has such an implementation, "auto" none.
+
+    Raises ZambaError when one of them cannot run on ``device``.
+    """
+    if backend not in BACKENDS:
+        raise ZambaError(f"unknown backend {backend!r}, expected one of {', '.join(BACKENDS)}")
+    named = [op for op in OPS.values() if any(i.name == backend for i in op.implementations)]
+    for op in named:
+        op._named(backend, torch.device(device))
+    _forced.clear()
+    _forced.update({op.name: backend for op in named})
+
+
+def without(name: str, device: torch.device | str) -> tuple[list[str], str]:
+    """The ops that have an implementation ``name`` which cannot run on ``device``, and the reason."""
+    device, missing, reason = torch.device(device), [], ""
+    for op in (OPS[key] for key in sorted(OPS)):
+        for i in op.implementations:
+            if i.name == name and op.name not in _forced and (why := i.obstacle(device)):
+                missing, reason = [*missing, op.name], why
+    return missing, reason
+
+
 def table(device: torch.device | str = "cpu") -> list[tuple[str, str, str]]:
     """Rows (op, implementation that would run on ``device``, why), in alphabetical order."""
     device = torch.device(device)

@@ -1,6 +1,7 @@
 """Sequences of different lengths laid end to end: where each one starts, on the host."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
@@ -22,7 +23,7 @@ class Packing:
     batch and a decode step are one run, and ops loop over runs, so that no sequence can see another.
     """
 
-    __slots__ = ("lengths", "total", "runs")
+    __slots__ = ("lengths", "total", "runs", "_starts")
 
     def __init__(self, lengths):
         self.lengths: tuple[int, ...] = tuple(int(n) for n in lengths)
@@ -32,6 +33,7 @@ class Packing:
             )
         self.total: int = sum(self.lengths)
         self.runs: tuple[Run, ...] = tuple(_runs(self.lengths))
+        self._starts: dict[torch.device, torch.Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -40,12 +42,27 @@ class Packing:
         return f"Packing({self.lengths})"
 
     def cu_seqlens(self, device=None) -> torch.Tensor:
-        """Cumulative lengths (S + 1,), int32, starting at 0."""
-        return torch.tensor((0, *self.lengths), dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
+        """Cumulative lengths (S + 1,), int32, starting at 0. Kept, since every layer asks for the same; not to be written to."""
+        device = torch.device(device or "cpu")
+        if device not in self._starts:
+            self._starts[device] = on_device((0, *accumulate(self.lengths)), torch.int32, device)
+        return self._starts[device]
+
+    def positions(self, device=None) -> torch.Tensor:
+        """Position (T,) of every token in its own sequence, int64."""
+        return torch.cat([torch.arange(n, device=device) for n in self.lengths])
 
     def last(self, device=None) -> torch.Tensor:
         """Index of each sequence's last token (S,), int64."""
-        return self.cu_seqlens()[1:].long().sub_(1).to(device)
+        return self.cu_seqlens(device)[1:].long() - 1
+
+
+def on_device(values, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
+    """A tensor of host numbers. On a GPU it arrives in the order of the stream, and the host does not wait for it."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def _runs(lengths: tuple[int, ...]):

@@ -2,9 +2,16 @@
 
 from zamba_lm.ops.conv.reference import conv_reference
 from zamba_lm.ops.dispatch import Implementation, Op
+from zamba_lm.ops.gpu import lazy, no_triton
 from zamba_lm.ops.packing import Packing
 
-CONV = Op("conv", (Implementation("reference", conv_reference),))
+CONV = Op(
+    "conv",
+    (
+        Implementation("triton", lazy("zamba_lm.ops.conv.triton", "conv_triton"), no_triton),
+        Implementation("reference", conv_reference),
+    ),
+)
 
 
 def conv(x_TC, weight_CK, bias_C, packing: Packing, window_SKC=None):

@@ -1,24 +1,75 @@
-"""A projection without bias, from a plain weight or from one packed for this machine's processor."""
+"""A projection without bias, with what stands next to it in the model: the norm before it, the residual or gate after it."""
 
 import torch
 
 from zamba_lm.ops.dispatch import Implementation, Op
+from zamba_lm.ops.gpu import lazy, no_triton
 from zamba_lm.ops.linear.cpu import linear_cpu, no_packing, pack
-from zamba_lm.ops.linear.reference import linear_reference, row_scales, unpack
+from zamba_lm.ops.linear.normed import Normed
+from zamba_lm.ops.linear.reference import gated_linear_reference, linear_reference, row_scales, unpack
 
-LINEAR = Op("linear", (Implementation("onednn", linear_cpu, no_packing), Implementation("reference", linear_reference)))
+LINEAR = Op(
+    "linear",
+    (
+        Implementation("onednn", linear_cpu, no_packing),
+        Implementation("triton", lazy("zamba_lm.ops.linear.triton", "linear_triton"), no_triton),
+        Implementation("reference", linear_reference),
+    ),
+)
+GATED_LINEAR = Op(
+    "gated_linear",
+    (
+        Implementation("triton", lazy("zamba_lm.ops.linear.triton", "gated_linear_triton"), no_triton),
+        Implementation("reference", gated_linear_reference),
+    ),
+)
 
-__all__ = ["LINEAR", "can_pack", "linear", "pack", "row_scales", "unpack"]
+__all__ = ["GATED_LINEAR", "LINEAR", "Normed", "can_pack", "gated_linear", "linear", "pack", "row_scales", "unpack"]
 
 
-def linear(x_TI, weight_OI, row_scale_O=None):
-    """x W^T: (T, I) with (O, I) gives (T, O), all of one dtype; products are added in float32.
+def linear(x_TI, weight_OI, row_scale_O=None, *, norm: Normed | None = None, residual_TO=None):
+    """norm(x) W^T + residual: (T, I) with (O, I) gives (T, O), all of one dtype; products are added in float32.
+
+    x_TI: a tensor, or a tuple of two that lie side by side, (T, I1) and (T, I2) with I1 + I2 = I. ``norm``: x is
+    RMS-normalised first. residual_TO: added to the product. All three are what a kernel does on its way; they change no number
+    beyond rounding.
 
     ``weight_OI`` is a plain tensor, or with ``row_scale_O`` what ``pack`` made of one: the same numbers, in the order in which
     oneDNN reads them or, where they are whole multiples of a power of two a row, in eight bits each. A single row gets through
     packed weights in about half the time (a quarter in eight bits), since that time is spent reading them.
     """
-    return LINEAR(x_TI.device)(x_TI, weight_OI, row_scale_O)
+    if norm is None and residual_TO is None and type(x_TI) is not tuple:  # the plain case costs a CPU microseconds: no checks
+        return LINEAR(x_TI.device)(x_TI, weight_OI, row_scale_O)
+    lead = _check(x_TI, weight_OI, norm)
+    if residual_TO is not None and residual_TO.shape != (*lead, len(weight_OI)):
+        raise ValueError(f"residual {tuple(residual_TO.shape)} does not fit the product {(*lead, len(weight_OI))}")
+    device = (x_TI[0] if type(x_TI) is tuple else x_TI).device
+    return LINEAR(device)(x_TI, weight_OI, row_scale_O, norm, residual_TO)
+
+
+def gated_linear(x_TI, weight_2FI, row_scale_2F=None, *, norm: Normed | None = None, adapter=None):
+    """gelu(gate) * up with [gate ; up] = norm(x) W^T (+ B A norm(x)): (T, I) with (2 F, I) gives (T, F).
+
+    GELU with the exact erf. ``adapter``: None, or (A (R, I), B (2 F, R), A's row scale, B's row scale), the low-rank correction
+    of ``ops.adapter``. Differentiable, as is ``linear``, in everything that is not packed.
+    """
+    _check(x_TI, weight_2FI, norm)
+    if len(weight_2FI) % 2:
+        raise ValueError(f"a weight of {len(weight_2FI)} rows has no gate and up of equal size")
+    device = (x_TI[0] if type(x_TI) is tuple else x_TI).device
+    return GATED_LINEAR(device)(x_TI, weight_2FI, row_scale_2F, norm, adapter)
+
+
+def _check(x_TI, weight_OI, norm):
+    """The axes of x before the last, when x, its norm and the weight fit together."""
+    parts = x_TI if type(x_TI) is tuple else (x_TI,)
+    lead, d_in = parts[0].shape[:-1], sum(part.shape[-1] for part in parts)
+    if len(parts) > 2 or any(part.shape[:-1] != lead for part in parts) or d_in != weight_OI.shape[1]:
+        shapes = " and ".join(str(tuple(part.shape)) for part in parts)
+        raise ValueError(f"x {shapes} does not fit a weight {tuple(weight_OI.shape)}")
+    if norm is not None and (norm.weight_I.shape != (d_in,) or d_in % norm.groups):
+        raise ValueError(f"a norm of {tuple(norm.weight_I.shape)} in {norm.groups} groups does not fit rows of {d_in}")
+    return lead
 
 
 def can_pack(weight_OI: torch.Tensor) -> bool:

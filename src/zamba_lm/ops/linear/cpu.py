@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from zamba_lm.ops.linear.normed import prepared
 from zamba_lm.ops.linear.reference import row_scales, unpack
 
 FEW_ROWS = 8  # up to here the eight-bit kernel reads weights faster than it multiplies; beyond, unpacking them first is faster
@@ -42,7 +43,14 @@ def _eight_bits(weight_OI):
     return codes.to(torch.int8), scale.to(weight_OI.dtype)
 
 
-def linear_cpu(x_TI, weight_OI, row_scale_O=None):
+def linear_cpu(x_TI, weight_OI, row_scale_O=None, norm=None, residual_TO=None):
+    if norm is not None or type(x_TI) is tuple:
+        x_TI = prepared(x_TI, norm)
+    y_TO = _multiply(x_TI, weight_OI, row_scale_O)
+    return y_TO if residual_TO is None else residual_TO + y_TO
+
+
+def _multiply(x_TI, weight_OI, row_scale_O):
     if row_scale_O is not None:
         if x_TI.numel() > FEW_ROWS * x_TI.shape[-1]:
             return F.linear(x_TI, unpack(weight_OI, row_scale_O))

@@ -1,9 +1,16 @@
 """Rotary position embedding, half-split form."""
 
 from zamba_lm.ops.dispatch import Implementation, Op
+from zamba_lm.ops.gpu import lazy, no_triton
 from zamba_lm.ops.rope.reference import angles_reference, rope_reference
 
-ROPE = Op("rope", (Implementation("reference", rope_reference),))
+ROPE = Op(
+    "rope",
+    (
+        Implementation("triton", lazy("zamba_lm.ops.rope.triton", "rope_triton"), no_triton),
+        Implementation("reference", rope_reference),
+    ),
+)
 
 
 def angles(positions_T, head_dim: int, base: float):

@@ -7,15 +7,24 @@ before each chunk is kept and the rest is computed again on the way back.
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from zamba_lm.ops.packing import Packing, over_runs
+from zamba_lm.ops.step.reference import time_step
 
 CHUNK = 16
 
 
-def scan_reference(x_THP, dt_THP, A_HPN, B_THN, C_THN, D_HP, packing: Packing, state_SHPN=None):
-    return over_runs(packing, partial(_rows, A_HPN, D_HP), (x_THP, dt_THP, B_THN, C_THN), (state_SHPN,))
+def scan_reference(
+    x_THP, dt_THP, A_HPN, B_THN, C_THN, D_HP, packing: Packing, state_SHPN=None, z_THP=None, dt_bias_HP=None, dt_limit=None
+):
+    if dt_bias_HP is not None:
+        dt_THP = time_step(dt_THP, dt_bias_HP, dt_limit)
+    y_THP, after_SHPN = over_runs(packing, partial(_rows, A_HPN, D_HP), (x_THP, dt_THP, B_THN, C_THN), (state_SHPN,))
+    if z_THP is not None:
+        y_THP = (y_THP.float() * F.silu(z_THP.float())).to(y_THP.dtype)
+    return y_THP, after_SHPN
 
 
 def _rows(A_HPN, D_HP, x_BTHP, dt_BTHP, B_BTHN, C_BTHN, state_BHPN):

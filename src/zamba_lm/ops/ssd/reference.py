@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from zamba_lm.ops.packing import Packing, over_runs
+from zamba_lm.ops.step.reference import time_step
 
 CHUNK = 64  # tokens a matrix product sees at once
 SPAN = 2048  # tokens a row holds intermediates for at once
@@ -26,30 +27,41 @@ def ssd_reference(
     D_H,
     packing: Packing,
     state_SHPN=None,
+    chunk_states=0,
+    dt_bias_H=None,
+    dt_limit=(0.0, float("inf")),
     *,
     chunk=CHUNK,
     span=SPAN,
     product_dtype=torch.float32,
 ):
     """``product_dtype``: what the matrix products read (they add in float32); decays are float32 always."""
-    rows = partial(_rows, A_H, D_H, chunk, span, product_dtype)
+    if dt_bias_H is not None:
+        dt_TH = time_step(dt_TH, dt_bias_H, dt_limit)
+    rows = partial(_rows, A_H, D_H, chunk_states, chunk, span, product_dtype)
     return over_runs(packing, rows, (x_THP, dt_TH, B_TGN, C_TGN), (state_SHPN,))
 
 
-def _rows(A_H, D_H, chunk, span, product_dtype, x_BTHP, dt_BTH, B_BTGN, C_BTGN, state_BHPN):
+def _rows(A_H, D_H, every, chunk, span, product_dtype, x_BTHP, dt_BTH, B_BTGN, C_BTGN, state_BHPN):
     B, T, H, P = x_BTHP.shape
     if state_BHPN is None:
         state_BHPN = x_BTHP.new_zeros(B, H, P, B_BTGN.shape[-1], dtype=torch.float32)
-    outputs = []
+    outputs, kept = [], []
     for start in range(0, T, span):
         part = [v[:, start : start + span] for v in (x_BTHP, dt_BTH, B_BTGN, C_BTGN)]
-        y_BTHP, state_BHPN = _span(A_H, min(chunk, part[0].shape[1]), product_dtype, *part, state_BHPN)
+        y_BTHP, borders_BZHPN = _span(A_H, min(chunk, part[0].shape[1]), product_dtype, *part, state_BHPN)
         outputs.append(torch.addcmul(y_BTHP, part[0].float(), D_H[:, None]).to(x_BTHP.dtype))
-    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), state_BHPN.clone()  # free of its span's others
+        state_BHPN = borders_BZHPN[:, -1].clone()  # free of its span's others
+        if every:
+            ends = [min(start + (z + 1) * chunk, T) for z in range(borders_BZHPN.shape[1])]
+            kept.append(borders_BZHPN[:, [z for z, end in enumerate(ends) if end % every == 0 or end == T]].detach())
+    y_BTHP = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+    return (y_BTHP, state_BHPN, torch.cat(kept, dim=1).flatten(0, 1)) if every else (y_BTHP, state_BHPN)
 
 
 def _span(A_H, Q, product_dtype, x_BTHP, dt_BTH, B_BTGN, C_BTGN, state_BHPN):
-    """All chunks of Q tokens at once. Padding tokens have dt = 0: they neither decay nor add."""
+    """All chunks of Q tokens at once: outputs, and the state after every chunk. Padding tokens have dt = 0: they neither decay
+    nor add."""
     T, G = x_BTHP.shape[1], B_BTGN.shape[2]
     dt, x, Bm, Cm = (_chunked(v, Q) for v in (dt_BTH, x_BTHP, B_BTGN, C_BTGN))  # b c q ...
     steps = dt * A_H  # b c q h: log of each token's decay
@@ -57,11 +69,11 @@ def _span(A_H, Q, product_dtype, x_BTHP, dt_BTH, B_BTGN, C_BTGN, state_BHPN):
     xdt = x.float() * dt[..., None]
     left = _after(steps).exp()[..., None]  # decay from each token to the chunk's end
     adds = _per_group(xdt * left, G).to(product_dtype).transpose(-1, -2) @ _groups_first(Bm).to(product_dtype)  # (2) b c g hp n
-    before, state_BHPN = _between(since[:, :, -1], adds.unflatten(3, (-1, x.shape[-1])).flatten(2, 3).float(), state_BHPN)  # (3)
+    borders = _between(since[:, :, -1], adds.unflatten(3, (-1, x.shape[-1])).flatten(2, 3).float(), state_BHPN)  # (3)
     inside = _inside(steps, xdt, Bm, Cm, product_dtype)  # (1) b c h q p
-    carried = _groups_first(Cm).to(product_dtype) @ _state_per_group(before, G).to(product_dtype)  # (4) b c g q hp
+    carried = _groups_first(Cm).to(product_dtype) @ _state_per_group(borders[:, :-1], G).to(product_dtype)  # (4) b c g q hp
     y = inside.permute(0, 1, 3, 2, 4) + _tokens_first(carried, x.shape[-1]).float() * since.exp()[..., None]
-    return y.flatten(1, 2)[:, :T], state_BHPN
+    return y.flatten(1, 2)[:, :T], borders[:, 1:]
 
 
 def _chunked(v_BT, Q):
@@ -99,11 +111,10 @@ def _inside(steps, xdt, Bm, Cm, product_dtype):
 
 
 def _between(total, adds, state):
-    """(3): the state before every chunk and after the last; ``total`` (b c h) is each chunk's whole log decay."""
+    """(3): the state before the first chunk and after every one; ``total`` (b c h) is each chunk's whole log decay."""
     mask = _decays(F.pad(total, (0, 0, 1, 0)).transpose(1, 2))  # b h z c: to boundary z, from source c
     sources = torch.cat([state[:, None], adds], dim=1).transpose(1, 2)  # b h c p n: source 0 is the start
-    states = (mask @ sources.flatten(3)).unflatten(3, state.shape[2:]).transpose(1, 2)
-    return states[:, :-1], states[:, -1]
+    return (mask @ sources.flatten(3)).unflatten(3, state.shape[2:]).transpose(1, 2)
 
 
 def _per_group(v, G):

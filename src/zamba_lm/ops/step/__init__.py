@@ -1,13 +1,32 @@
-"""One token for every sequence, in place: the recurrence of both families, and all of a Mamba-2 mixer between its projections."""
+"""One token for every sequence, in place: the recurrence of both families, and all of a mixer between its two projections."""
+
+import torch
 
 from zamba_lm.ops.dispatch import Implementation, Op
+from zamba_lm.ops.gpu import lazy, no_triton
+from zamba_lm.ops.step.mamba1 import mamba1_step_reference
 from zamba_lm.ops.step.mamba2 import mamba2_step_reference
 from zamba_lm.ops.step.reference import step_reference, time_step
 
-__all__ = ["MAMBA2_STEP", "STEP", "mamba2_step", "step", "time_step"]
+__all__ = ["MAMBA1_STEP", "MAMBA2_STEP", "STEP", "mamba1_step", "mamba2_step", "step", "time_step"]
 
 STEP = Op("step", (Implementation("reference", step_reference),))
-MAMBA2_STEP = Op("mamba2_step", (Implementation("reference", mamba2_step_reference),))
+MAMBA1_STEP = Op(
+    "mamba1_step",
+    (
+        Implementation("triton", lazy("zamba_lm.ops.step.triton", "mamba1_step_triton"), no_triton),
+        Implementation("reference", mamba1_step_reference),
+    ),
+)
+MAMBA2_STEP = Op(
+    "mamba2_step",
+    (
+        Implementation("triton", lazy("zamba_lm.ops.step.triton", "mamba2_step_triton"), no_triton),
+        Implementation("reference", mamba2_step_reference),
+    ),
+)
+
+STATE_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def step(x_SHP, dt_SHP, A_HPN, B_SGN, C_SGN, D_HP, state_SHPN):
@@ -25,15 +44,42 @@ def step(x_SHP, dt_SHP, A_HPN, B_SGN, C_SGN, D_HP, state_SHPN):
     return STEP(x_SHP.device)(x_SHP, dt_SHP, A_HPN, B_SGN, C_SGN, D_HP, state_SHPN)
 
 
-def mamba2_step(h_SE, window_SKC, state_SHPN, constants, norm_weight_I, groups: int, eps: float, dt_limit: tuple[float, float]):
-    """What a Mamba-2 mixer does to one token between its two projections: convolution, recurrence, gate, norm.
+def mamba2_step(h_SE, window_SKC, state_SHPN, constants, groups: int, dt_limit: tuple[float, float], slots_S=None):
+    """What a Mamba-2 mixer does to one token between its input projection and its norm: convolution, recurrence, gate.
 
     h_SE: rows [z | x | B | C | dt] of the input projection. window_SKC: the last K - 1 inputs of the convolution; state_SHPN:
-    float32. Both are **updated in place**. constants: (conv weight (C, K), conv bias (C), dt bias (H), A (H), D (H)), float32.
-    norm_weight_I: weight of the norm over ``groups`` parts. Returns (S, H P) in h's dtype; arithmetic in float32. The same
-    function as ``conv``, ``step`` and ``gated_norm`` in a row, without rounding in between.
+    float32, or bfloat16 to halve it. Both are **updated in place**: row s works on entry ``slots_S[s]`` of them (int32, on their
+    device; rows that share a slot spoil it and their own results, nothing else), or on entry s where slots_S is None. constants:
+    (conv weight (C, K), conv bias (C), dt bias (H), A (H), D (H)), float32. Returns y * SiLU(z), (S, H P) in **float32**, for the
+    norm that follows: nothing is rounded on the way.
     """
-    S, H, P, N = state_SHPN.shape
-    if h_SE.shape != (S, 2 * H * P + 2 * groups * N + H) or len(window_SKC) != S:
-        raise ValueError(f"h {tuple(h_SE.shape)} and window {tuple(window_SKC.shape)} do not fit state {tuple(state_SHPN.shape)}")
-    return MAMBA2_STEP(h_SE.device)(h_SE, window_SKC, state_SHPN, constants, norm_weight_I, groups, eps, dt_limit)
+    _, H, P, N = state_SHPN.shape
+    _fits(h_SE, 2 * H * P + 2 * groups * N + H, window_SKC, H * P + 2 * groups * N, state_SHPN, slots_S)
+    return MAMBA2_STEP(h_SE.device)(h_SE, window_SKC, state_SHPN, constants, groups, dt_limit, slots_S)
+
+
+def mamba1_step(h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_HPR, dt_limit: tuple[float, float], slots_S=None):
+    """What a Mamba-1 mixer does to one token between its two projections.
+
+    Convolution and SiLU, each head's [dt | B | C] by ``x_proj`` and its time steps by ``dt_proj``, recurrence, D x, gate.
+    h_S2I: rows [x | z] of the input projection. x_proj_HRP: (H, R + 2 N, P); dt_proj_HPR: (H, P, R); both in h's dtype.
+    constants: (conv weight (C, K), conv bias (C), dt bias (H, P), A (H, P, N), D (H, P)), float32. Window, state, slots as in
+    ``mamba2_step``. Returns (S, H P) in h's dtype; arithmetic in float32 but for the operands of the two products.
+    """
+    _, H, P, N = state_SHPN.shape
+    _fits(h_S2I, 2 * H * P, window_SKC, H * P, state_SHPN, slots_S)
+    R = dt_proj_HPR.shape[-1]
+    if x_proj_HRP.shape != (H, R + 2 * N, P) or dt_proj_HPR.shape != (H, P, R):
+        projections = f"x_proj {tuple(x_proj_HRP.shape)} and dt_proj {tuple(dt_proj_HPR.shape)}"
+        raise ValueError(f"{projections} do not fit state {tuple(state_SHPN.shape)}")
+    return MAMBA1_STEP(h_S2I.device)(h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_HPR, dt_limit, slots_S)
+
+
+def _fits(h, width, window, channels, state, slots):
+    S, n = len(h), len(state)
+    if h.shape != (S, width) or len(window) != n or window.shape[2:] != (channels,) or (slots is None and n != S):
+        raise ValueError(f"h {tuple(h.shape)} and window {tuple(window.shape)} do not fit state {tuple(state.shape)}")
+    if slots is not None and slots.shape != (S,):
+        raise ValueError(f"slots are {tuple(slots.shape)}, expected {(S,)}, one for each row")
+    if state.dtype not in STATE_DTYPES:
+        raise ValueError(f"state is {state.dtype}, expected float32 or bfloat16")

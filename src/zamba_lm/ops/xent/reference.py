@@ -8,12 +8,18 @@ CHUNK = 8192  # tokens whose logits exist at once
 
 def xent_reference(x_TD, weight_VD, targets_T, *, loss=None):
     """``loss``: another way to compute ``loss_and_gradient``."""
+    x_TD, weight_VD = operands(x_TD, weight_VD)
+    return _LinearCrossEntropy.apply(x_TD, weight_VD, targets_T, loss or loss_and_gradient)
+
+
+def operands(x_TD, weight_VD):
+    """x and weight as they are multiplied: in autocast's dtype, and without a wish for gradients where none can be had."""
     if torch.is_autocast_enabled(x_TD.device.type):
         dtype = torch.get_autocast_dtype(x_TD.device.type)
         x_TD, weight_VD = x_TD.to(dtype), weight_VD.to(dtype)
     if not torch.is_grad_enabled():  # inside forward it is always off, and parameters still say that they need a gradient
         x_TD, weight_VD = x_TD.detach(), weight_VD.detach()
-    return _LinearCrossEntropy.apply(x_TD, weight_VD, targets_T, loss or loss_and_gradient)
+    return x_TD, weight_VD
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -1,0 +1,170 @@
+"""The results page of one GPU, made of what `zamba-lm bench --json` and `benchmarks/h200.py` wrote: see there.
+
+Every figure comes from a file, with the command that made it; figures of others that were measured elsewhere are those of the
+registry (zamba_lm/eval/bench/cases.py), and say so.
+"""
+
+import json
+import subprocess
+from pathlib import Path
+
+from zamba_lm.eval.bench.cases import CASES, SOURCES, Case
+
+ROOT = Path(__file__).parents[1]
+
+
+def read(paths: list[Path]) -> list[dict]:
+    """Reports of files and of folders of files; where two have the same rows, the later one counts."""
+    files = [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
+    found: dict[str, dict] = {}
+    for file in files:
+        told = json.loads(file.read_text())
+        for report in told if isinstance(told, list) else [told]:
+            found.pop(key := _key(report), None)
+            found[key] = report
+    return list(found.values())
+
+
+def _key(report: dict) -> str:
+    rows = sorted({(row["batch"], row["context"]) for row in report["rows"]}) if report["kind"] != "kernels" else ""
+    options = [report["options"].get(name) for name in ("state_dtype", "recompute", "op", "batch", "context")]
+    return json.dumps([report["kind"], report["model"]["name"], rows, options])
+
+
+def page(reports: list[dict], at: str = "") -> str:
+    first = reports[0]
+    roofs = sorted(report["roof"]["copy_rate"] / 1e9 for report in reports)
+    matrix = sorted(report["roof"]["matrix_rate"] / 1e12 for report in reports)
+    installed = ", ".join(f"{name} {version or 'not installed'}" for name, version in first["versions"].items())
+    head = (
+        f"Measured {first['time'][:10]} at commit {at or commit()} on one {first['device']['name']} ({installed}). Random "
+        f"weights of the published shapes, bfloat16. Copies of {first['roof']['copy_bytes'] / 1e9:.1f} GB (read and written) "
+        f"ran at {roofs[0]:.0f} to {roofs[-1]:.0f} GB/s, products of {first['roof']['matrix_size']}^3 at {matrix[0]:.0f} to "
+        f"{matrix[-1]:.0f} TFLOP/s, "
+        "measured anew at the start of each run; limits and shares are of those. Times are medians; how they are taken, and when "
+        "two sides count as agreeing: [benchmarks](../../docs/benchmarks.md)."
+    )
+    elsewhere = "\n".join(f"- {who}: {what}." for who, what in SOURCES.items())
+    parts = [
+        "# On an H200",
+        head,
+        "## The cases",
+        case_table(reports),
+        f"`elsewhere` are figures of others taken earlier, on another machine of this kind:\n\n{elsewhere}",
+        "## Errors",
+        agreement_table(reports),
+        "## Kernels",
+        *kernel_tables(reports),
+        "## Contexts of all lengths",
+        sweep_table(reports),
+        "## Commands",
+        "```\n" + "\n".join(dict.fromkeys(report["command"] for report in reports)) + "\n```",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def case_table(reports: list[dict]) -> str:
+    lines = ["| case | limit | reach | ours | spread | of the limit | peak GB | transformers | peak GB | speed-up | elsewhere |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|---|---|")
+    for case in CASES:
+        ours, theirs = _rows_of(case, reports)
+        cells = [case.name, _time(ours and ours["limit"]), _time(case.reach) + (f", {case.peak / 1e9:g} GB" if case.peak else "")]
+        if ours is None:
+            cells += ["not measured"] + [""] * 6
+        else:
+            good = {True: "**", False: ""}[bool(ours["reached"])]
+            cells += [good + _figure(ours) + good, _spread(ours), _percent(ours["of_limit"]), _gb(ours)]
+            cells += [_figure(theirs), _gb(theirs), f"{ours['speed_up']:.1f} x" if ours["speed_up"] else ""]
+        earlier = {"transformers": case.hf, "vLLM": case.vllm}
+        cells.append(", ".join(f"{who} {_time(time)}" for who, time in earlier.items() if time))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n\nBold: reached. Train-step: a pass of 4096 tokens."
+
+
+def _rows_of(case: Case, reports: list[dict]) -> tuple[dict | None, dict | None]:
+    """Our row of a case and theirs, from the same run."""
+    for report in reports:
+        for row in report["rows"]:
+            if (row.get("case") or {}).get("name") == case.name:
+                same = [r for r in report["rows"] if (r["batch"], r["context"]) == (row["batch"], row["context"])]
+                return row, next((r for r in same if r["side"] != row["side"]), None)
+    return None, None
+
+
+def agreement_table(reports: list[dict]) -> str:
+    lines = ["| run | against | our logits | their logits | our worst token | theirs | our gradients | theirs | agree |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
+    for report in reports:
+        a = report["agreement"]
+        if a is None:
+            continue
+        figures = [a["ours"], a["theirs"], a["our_regret"], a["their_regret"], a["our_gradient"], a["their_gradient"]]
+        cells = [f"{report['kind']} {report['model']['name']}", a["exact"], *map(_small, figures)]
+        lines.append("| " + " | ".join([*cells, "yes" if a["ok"] else f"**no**: {a['reason']}"]) + " |")
+    note = "Root mean square distance of the logits from the exact pass, over their spread; what the worst greedy choice loses."
+    return "\n".join(lines) + "\n\n" + note if len(lines) > 2 else ""
+
+
+def kernel_tables(reports: list[dict]) -> list[str]:
+    found = []
+    for report in reports:
+        if report["kind"] != "kernels":
+            continue
+        lines = [f"### {report['model']['name']}", ""]
+        lines += [
+            "| kernel | rows | tokens | by | time | of copy rate | of matrix rate | error | x ours |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        for row in report["rows"]:
+            cells = [row["kernel"], str(row["rows"]), str(row["tokens"]), row["side"]]
+            cells += [_figure(row) if row["seconds"] else row["note"], _percent(row["copy_share"]), _percent(row["matrix_share"])]
+            lines.append("| " + " | ".join([*cells, _small(row["error"]), f"{row['ratio']:.2f}" if row["ratio"] else ""]) + " |")
+        found.append("\n".join(lines))
+    return found
+
+
+def sweep_table(reports: list[dict]) -> str:
+    swept = [r for r in reports if r["kind"] == "decode" and len({row["context"] for row in r["rows"]}) > 2]
+    lines = ["| model | by | context | time a step | peak GB | of the limit |", "|---|---|---|---|---|---|"]
+    for report in swept:
+        for row in sorted(report["rows"], key=lambda row: (row["side"] != "zamba-lm", row["context"])):
+            cells = [report["model"]["name"], row["side"], str(row["context"]), _figure(row), _gb(row), _percent(row["of_limit"])]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) if swept else ""
+
+
+def _figure(row: dict | None) -> str:
+    if row is None:
+        return ""
+    return _time(row["seconds"]["median"]) if row["seconds"] else row["note"]
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms" if seconds >= 1e-4 else f"{seconds * 1e6:.3g} us"
+
+
+def _spread(row: dict) -> str:
+    seconds = row["seconds"]
+    return f"{(seconds['high'] - seconds['low']) / seconds['median']:.1%}" if seconds and seconds["rounds"] > 1 else ""
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
+
+
+def _gb(row: dict | None) -> str:
+    return f"{row['peak_bytes'] / 1e9:.2f}" if row and row.get("peak_bytes") else ""
+
+
+def _small(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}"
+
+
+def commit() -> str:
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    changed = " and uncommitted changes" if git("status", "--porcelain", "src") else ""
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + changed

@@ -1,0 +1,1 @@
+"""Numbers about quality and speed."""

@@ -1,0 +1,1 @@
+"""How fast a model runs here, beside what the device allows and beside others: `zamba-lm bench`."""

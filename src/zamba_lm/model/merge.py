@@ -1,0 +1,58 @@
+"""Adapters added into per-call copies of the weights they correct: less work a token, more memory."""
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+
+from zamba_lm.model.shared import Adapter, SharedBlock
+from zamba_lm.model.zamba import Layer, Zamba
+
+
+def merged_bytes(model: Zamba) -> int:
+    """Bytes that the copies of ``merge_adapters`` take."""
+    c = model.config
+    rows = (2 * c.d_ff * c.d_model if c.adapter_rank else 0) + (3 * c.d_attn * c.d_attn if c.attention_adapters else 0)
+    return c.n_calls * rows * model.embedding.weight.element_size()
+
+
+@torch.no_grad()
+def merge_adapters(model: Zamba) -> Zamba:
+    """Give every call its own W + B A, in place; returns the model.
+
+    For inference: later changes to a shared weight or an adapter are not seen by the copies. The model saves as before, since
+    its parameters stay what they were. A model without adapters, or with packed weights, is left alone.
+    """
+    for layer in _hybrid(model):
+        layer.merged = _merged(layer, cast(SharedBlock, model.blocks[cast(int, layer.plan.block)]))
+    return model
+
+
+def split_adapters(model: Zamba) -> Zamba:
+    """Drop the copies again; returns the model."""
+    for layer in _hybrid(model):
+        layer.merged = {}
+    return model
+
+
+def _hybrid(model: Zamba) -> list[Layer]:
+    return [layer for layer in cast(Iterable[Layer], model.layers) if layer.plan.hybrid]
+
+
+def _merged(layer: Layer, block: SharedBlock) -> dict[str, torch.Tensor]:
+    adapters, found = cast(dict[str, Adapter], layer.adapters), {}
+    if block.gate_up.row_scale is None and not block.gate_up.weight.is_mkldnn:
+        if "gate_up" in adapters:
+            found["gate_up"] = _sum(block.gate_up.weight, _product(adapters["gate_up"]))
+        if "q" in adapters:
+            found["qkv"] = _sum(block.qkv.weight, torch.cat([_product(adapters[name]) for name in "qkv"]))
+    return found
+
+
+def _sum(weight: torch.Tensor, correction: torch.Tensor) -> torch.Tensor:
+    return correction.add_(weight).to(weight.dtype)
+
+
+def _product(adapter: Adapter) -> torch.Tensor:
+    """B A in float32, so that the sum is rounded once."""
+    return adapter.B.weight.float() @ adapter.A.weight.float()

@@ -1,0 +1,68 @@
+"""Attention on a GPU: which kernel serves which call."""
+
+import torch
+
+from zamba_lm.ops.attention.reference import attention_reference
+from zamba_lm.ops.attention.triton.append import append
+from zamba_lm.ops.attention.triton.backward import WideAttention
+from zamba_lm.ops.attention.triton.decode import decode
+from zamba_lm.ops.attention.triton.prefill import prefill
+from zamba_lm.ops.attention.triton.wide import suits_two_steps, wide_prefill
+from zamba_lm.ops.rope.triton import FLOATS, rope_triton
+
+WIDEST = 512
+WIDEST_OF_TORCH = 256  # its flash kernels' limit
+TOKENS_OF_A_RUN = 256  # below this, one launch for all sequences beats one of torch's for each run of equal lengths
+
+
+def attention_triton(q_THd, k_THd, v_THd, scale, packing, cache=None, angles=None):
+    _check(q_THd, k_THd, v_THd, cache)
+    q_THd, k_THd, v_THd = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_THd, k_THd, v_THd))
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q_THd, k_THd, v_THd)):
+        return _differentiable(q_THd, k_THd, v_THd, scale, packing, cache, angles)
+    if cache is not None and packing.total == len(packing):
+        return decode(q_THd, k_THd, v_THd, scale, cache, angles)
+    past = (0,) * len(packing) if cache is None else cache.past
+    torch_is_faster = _suits_torch(q_THd, packing, past)
+    if cache is not None or angles is not None:
+        keep = cache is None or torch_is_faster
+        q_THd, k_THd = append(q_THd, k_THd, v_THd, packing.lengths, past, cache, angles, keep)
+    if torch_is_faster:
+        return attention_reference(q_THd, k_THd, v_THd, scale, packing)
+    run = wide_prefill if suits_two_steps(q_THd, packing) else prefill
+    return run(q_THd, k_THd, v_THd, scale, packing, cache, past)
+
+
+def _suits_torch(q_THd, packing, past) -> bool:
+    """Whether to leave the products to torch's own kernels: fresh sequences, few rectangles, heads that its fast ones take."""
+    few = len(packing.runs) * TOKENS_OF_A_RUN <= packing.total
+    return few and q_THd.is_cuda and not any(past) and q_THd.shape[2] <= WIDEST_OF_TORCH and q_THd.dtype != torch.float32
+
+
+def _differentiable(q_THd, k_THd, v_THd, scale, packing, cache, angles):
+    if cache is not None:
+        raise ValueError("gradients and a cache do not go together: keys and values are written in place")
+    if angles is not None:
+        q_THd, k_THd = rope_triton(q_THd, *angles), rope_triton(k_THd, *angles)
+    if q_THd.shape[2] <= WIDEST_OF_TORCH:
+        return attention_reference(q_THd, k_THd, v_THd, scale, packing)
+    return WideAttention.apply(q_THd, k_THd, v_THd, scale, packing.lengths)
+
+
+def _check(q_THd, k_THd, v_THd, cache) -> None:
+    dtype, D = q_THd.dtype, q_THd.shape[2]
+    if dtype not in FLOATS or k_THd.dtype != dtype or v_THd.dtype != dtype:
+        raise TypeError(f"attention kernels take q, k, v of one of {FLOATS}, not {dtype}, {k_THd.dtype}, {v_THd.dtype}")
+    if D > WIDEST:
+        raise ValueError(f"attention kernels hold heads of up to {WIDEST} channels, not {D}; force(attention='reference')")
+    if cache is None:
+        return
+    if cache.keys.dtype != dtype or cache.values.dtype != dtype:
+        raise TypeError(f"the cache holds {cache.keys.dtype} and {cache.values.dtype}, queries are {dtype}")
+    steps = (cache.page * D, D, 1)
+    if any(pool.stride()[1:] != steps or pool.stride(0) != cache.keys.stride(0) for pool in (cache.keys, cache.values)):
+        raise ValueError(
+            f"keys {cache.keys.stride()} and values {cache.values.stride()} of the cache: strides must end in {steps}"
+        )
+    if cache.pages_SM.shape[1] > 1 and cache.page % 16:
+        raise ValueError(f"pages hold {cache.page} tokens; kernels need a multiple of 16")

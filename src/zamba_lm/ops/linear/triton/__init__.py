@@ -1,0 +1,90 @@
+"""The projections on a GPU: which kernel reads the weight, by the number of rows."""
+
+from math import prod
+
+import torch
+import torch.nn.functional as F
+
+from zamba_lm.ops.linear.normed import Normed, prepared
+from zamba_lm.ops.linear.reference import linear_reference, unpack
+from zamba_lm.ops.linear.triton.few import few_rows, skinny_gated
+from zamba_lm.ops.linear.triton.gelu import gated
+from zamba_lm.ops.linear.triton.prepare import prepare
+
+FEW = 1  # rows up to which multiplying them one after the other hides behind reading the weight
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+GATED = 32  # rows up to which our tensor-core kernel, gate included, is faster than cuBLAS and a kernel for the gate
+
+
+def linear_triton(x, weight, row_scale=None, norm: Normed | None = None, residual=None):
+    lead, x = _matrices(x, weight if row_scale is None else row_scale, norm)
+    residual = None if residual is None else _matrix(residual)
+    if _grads(weight, residual, *_parts(x), norm and norm.weight_I) or not (rows := len(_parts(x)[0])):
+        return linear_reference(x, weight, row_scale, norm, residual).view(*lead, len(weight))
+    weight = _dense(weight, row_scale)
+    if rows <= FEW:
+        y = few_rows(x, weight, norm, residual)
+    elif residual is None:
+        y = F.linear(prepare(x, norm, weight.dtype), weight)
+    else:
+        y = torch.addmm(residual, prepare(x, norm, weight.dtype), weight.T)
+    return y.view(*lead, -1)
+
+
+def gated_linear_triton(x, weight, row_scale=None, norm: Normed | None = None, adapter=None):
+    lead, x = _matrices(x, weight if row_scale is None else row_scale, norm)
+    A, B, A_scale, B_scale = adapter or (None,) * 4
+    rows = len(_parts(x)[0])
+    if _grads(weight, *_parts(x), norm and norm.weight_I, A, B) or not rows:
+        return _differentiable(x, weight, row_scale, norm, A, B, A_scale, B_scale).view(*lead, len(weight) // 2)
+    weight = _dense(weight, row_scale)
+    if adapter is not None:
+        A, B = _dense(A, A_scale), _dense(B, B_scale)
+    if rows <= FEW:
+        low = None if adapter is None else (few_rows(x, A, norm), B)
+        return few_rows(x, weight, norm, gated=True, adapter=low).view(*lead, -1)
+    x = prepare(x, norm, weight.dtype)
+    if rows <= GATED and adapter is None:
+        return skinny_gated(x, weight).view(*lead, -1)
+    y = F.linear(x, weight)
+    if adapter is not None:
+        y.addmm_(F.linear(x, A), B.T)
+    return gated(y).view(*lead, -1)
+
+
+def _differentiable(x, weight, row_scale, norm, A, B, A_scale, B_scale):
+    """torch's products with a fused gate, which saves its input instead of gelu's output too."""
+    x = prepared(x, norm)
+    y = F.linear(x, unpack(weight, row_scale))
+    if A is not None:
+        y = y + F.linear(F.linear(x, unpack(A, A_scale)), unpack(B, B_scale))
+    return gated(y)
+
+
+def _dense(weight, row_scale):
+    return (weight if row_scale is None else unpack(weight, row_scale)).contiguous()
+
+
+def _parts(x):
+    return x if type(x) is tuple else (x,)
+
+
+def _matrices(x, weight, norm):
+    """The axes before the last, and x as matrices whose rows are contiguous, when kernels can multiply it with the weight."""
+    first = _parts(x)[0]
+    fits = first.dtype == weight.dtype or (norm is not None and first.dtype == torch.float32)
+    if weight.dtype not in DTYPES or not fits or _parts(x)[-1].dtype != first.dtype:
+        types = " and ".join(str(part.dtype) for part in (*_parts(x), weight))
+        raise ValueError(
+            f"kernels multiply x with a weight of its dtype (float32, bfloat16, float16; normed: or float32 x), not {types}"
+        )
+    return first.shape[:-1], tuple(map(_matrix, x)) if type(x) is tuple else _matrix(x)
+
+
+def _matrix(x):
+    x = x.reshape(prod(x.shape[:-1]), x.shape[-1])
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _grads(*tensors) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

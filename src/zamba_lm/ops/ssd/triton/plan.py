@@ -1,0 +1,89 @@
+"""What can be said of a call before its tensors are seen: made once a shape and packing, as every layer asks the same."""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+
+from zamba_lm.ops.gpu import multiprocessors
+from zamba_lm.ops.ssd.triton import configs
+from zamba_lm.ops.ssd.triton.steps import PLANES
+from zamba_lm.ops.ssd.triton.tables import Tables, tables
+
+HEADS = 16  # side by side, where a program takes a chunk of several
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes, tables, grids, and the arguments that most kernels share."""
+
+    config: configs.Config
+    tables: Tables
+    exact: bool
+    T: int
+    S: int
+    H: int
+    P: int
+    N: int
+    G: int
+
+    @cached_property
+    def Z(self) -> int:
+        """Chunks."""
+        return len(self.tables.chunks)
+
+    @cached_property
+    def K(self) -> int:
+        """Segments."""
+        return len(self.tables.segments)
+
+    @cached_property
+    def cut(self) -> bool:
+        """Some sequence has several segments, so states have to be handed on."""
+        return self.K > self.S
+
+    @cached_property
+    def planes(self) -> tuple[int, ...]:
+        return (PLANES, self.H, self.Z, self.config.chunk)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """The integers that most kernels take, in their order; the last is the size of a plane."""
+        return (self.H, self.P, self.N, self.H // self.G, self.Z, self.H * self.Z * self.config.chunk)
+
+    def blocks(self, wide: int) -> dict[str, int | bool]:
+        """Constants of kernels that take at most ``wide`` channels of a head."""
+        BP, BN = min(wide, configs.power(self.P)), configs.power(self.N)
+        whole = {"WHOLE_P": self.P % BP == 0, "WHOLE_N": self.N == BN}
+        return {"Q": self.config.chunk, "BP": BP, "BN": BN, "EXACT": self.exact, **whole}
+
+    @cached_property
+    def cut_heads(self) -> dict[str, int | bool]:
+        return self.blocks(self.config.wide)
+
+    @cached_property
+    def whole_heads(self) -> dict[str, int | bool]:
+        return self.blocks(configs.power(self.P))
+
+    @cached_property
+    def by_segment(self) -> tuple[int, int]:
+        return (self.H * -(-self.P // self.cut_heads["BP"]), self.K)
+
+    @cached_property
+    def by_chunk(self) -> tuple[int, int]:
+        return (self.Z, -(-self.H // HEADS))
+
+
+@lru_cache(maxsize=64)
+def plan(
+    dtype: torch.dtype,
+    device: torch.device,
+    lengths: tuple[int, ...],
+    sizes: tuple[int, int, int, int],  # H, P, N, G
+    every: int,
+    config: configs.Config | None,
+) -> Plan:
+    H, P, N, _ = sizes
+    c = config or configs.config(dtype, P, N)
+    segment = configs.segment_length(c, lengths, H, multiprocessors(device))
+    return Plan(c, tables(lengths, c.chunk, segment, every, device), dtype == torch.float32, sum(lengths), len(lengths), *sizes)

@@ -1,0 +1,174 @@
+"""Launchers of the step kernels. Nothing here waits for the device, so all of it can be captured in a CUDA graph."""
+
+import torch
+import triton
+
+from zamba_lm.ops.gpu import launch
+from zamba_lm.ops.step.triton.configs import (
+    MAMBA1_BY_HAND,
+    MAMBA1_CONV,
+    MAMBA1_LOW,
+    MAMBA1_STATE,
+    MAMBA1_TOKEN,
+    MAMBA2,
+    chosen,
+)
+from zamba_lm.ops.step.triton.mamba1 import mamba1_conv, mamba1_low, mamba1_state, mamba1_token
+from zamba_lm.ops.step.triton.mamba2 import mamba2_token
+
+NO_LIMIT = (0.0, float("inf"))
+FETCHING_ROWS = 8  # up to here programs are few enough that what they ask for early is what they wait for
+_arrivals: dict[tuple[torch.device, int], torch.Tensor] = {}
+
+
+def mamba2_step_triton(h_SE, window_SKC, state_SHPN, constants, groups, dt_limit, slots_S=None):
+    _laid_out(h_SE, window_SKC, state_SHPN, constants)
+    S, (_, H, P, N) = len(h_SE), state_SHPN.shape
+    config = chosen(MAMBA2, S)
+    block_n = triton.next_power_of_2(N)
+    block_i = min(max(config.tile // block_n, 1), triton.next_power_of_2(H * P // groups))
+    y = torch.empty(S, H * P, dtype=torch.float32, device=h_SE.device)
+    launch(
+        mamba2_token,
+        (groups * triton.cdiv(H * P // groups, block_i * config.turns), S),
+        *(y, h_SE, window_SKC, state_SHPN, slots_S, _counters(window_SKC, S * groups), *constants),
+        *(h_SE.stride(0), *window_SKC.stride()[:2], state_SHPN.stride(0), *dt_limit),
+        H=H,
+        P=P,
+        N=N,
+        G=groups,
+        K=window_SKC.shape[1] + 1,
+        SLOTS=slots_S is not None,
+        LIMITED=tuple(dt_limit) != NO_LIMIT,
+        TURNS=config.turns,
+        BLOCK_I=block_i,
+        BLOCK_N=block_n,
+        BLOCK_K=triton.next_power_of_2(window_SKC.shape[1] + 1),
+        FETCH=_can_fetch(S, window_SKC, state_SHPN, N, block_i, H * P // groups),
+        num_warps=config.warps,
+        device=h_SE.device,
+        pdl=True,
+    )
+    return y
+
+
+def mamba1_step_triton(h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_HPR, dt_limit, slots_S=None):
+    _laid_out(h_S2I, window_SKC, state_SHPN, constants)
+    few = len(h_S2I) <= MAMBA1_BY_HAND
+    run = _mamba1_few if few else _mamba1_many
+    return run(h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_HPR, dt_limit, slots_S)
+
+
+def _mamba1_few(h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_HPR, dt_limit, slots_S):
+    S, (_, H, P, N), R = len(h_S2I), state_SHPN.shape, dt_proj_HPR.shape[-1]
+    block_r, block_p, low_warps = MAMBA1_LOW
+    RN, splits, device = R + 2 * N, triton.cdiv(P, block_p), h_S2I.device
+    low = torch.empty(splits, S, H, RN, dtype=torch.float32, device=device)
+    y = torch.empty(S, H * P, dtype=h_S2I.dtype, device=device)
+    strides = (S, h_S2I.stride(0), *window_SKC.stride()[:2])
+    conv_weight_CK, conv_bias_C, dt_bias_HP, A_HPN, D_HP = constants
+    shared = {"H": H, "P": P, "K": window_SKC.shape[1] + 1, "SLOTS": slots_S is not None, "device": device, "pdl": True}
+    launch(
+        mamba1_low,
+        (triton.cdiv(RN, block_r), splits, H * S),
+        *(low, h_S2I, window_SKC, slots_S, x_proj_HRP.contiguous(), conv_weight_CK, conv_bias_C, *strides),
+        RN=RN,
+        BLOCK_R=block_r,
+        BLOCK_P=block_p,
+        FETCH=_can_fetch(S, window_SKC, state_SHPN, block_p, P),
+        num_warps=low_warps,
+        **shared,
+    )
+    block_p, warps = MAMBA1_TOKEN
+    launch(
+        mamba1_token,
+        (triton.cdiv(P, block_p), H, S),
+        *(y, h_S2I, window_SKC, state_SHPN, slots_S, low, dt_proj_HPR.contiguous()),
+        *(conv_weight_CK, conv_bias_C, dt_bias_HP, A_HPN, D_HP, *strides, state_SHPN.stride(0), *dt_limit),
+        N=N,
+        R=R,
+        SPLITS=splits,
+        LIMITED=tuple(dt_limit) != NO_LIMIT,
+        BLOCK_P=block_p,
+        BLOCK_R=triton.next_power_of_2(R),
+        BLOCK_N=triton.next_power_of_2(N),
+        FETCH=_can_fetch(S, window_SKC, state_SHPN, block_p, P),
+        num_warps=warps,
+        **shared,
+    )
+    return y
+
+
+def _mamba1_many(h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_HPR, dt_limit, slots_S):
+    S, (_, H, P, N), R = len(h_S2I), state_SHPN.shape, dt_proj_HPR.shape[-1]
+    conv_weight_CK, conv_bias_C, dt_bias_HP, A_HPN, D_HP = constants
+    x, y = (torch.empty(S, H * P, dtype=h_S2I.dtype, device=h_S2I.device) for _ in range(2))
+    shared = {"SLOTS": slots_S is not None, "device": h_S2I.device, "pdl": True}
+    block_c, warps = MAMBA1_CONV
+    launch(
+        mamba1_conv,
+        (triton.cdiv(H * P, block_c), S),
+        *(x, h_S2I, window_SKC, slots_S, conv_weight_CK, conv_bias_C, h_S2I.stride(0), *window_SKC.stride()[:2]),
+        INNER=H * P,
+        K=window_SKC.shape[1] + 1,
+        BLOCK_C=block_c,
+        num_warps=warps,
+        **shared,
+    )
+    low_HSR = torch.bmm(x.view(S, H, P).transpose(0, 1), x_proj_HRP.transpose(1, 2))
+    dt_HSP = torch.bmm(low_HSR[:, :, :R], dt_proj_HPR.transpose(1, 2))
+    block_p, warps = MAMBA1_STATE
+    launch(
+        mamba1_state,
+        (triton.cdiv(P, block_p), H, S),
+        *(y, x, h_S2I[:, H * P :], state_SHPN, slots_S, low_HSR, dt_HSP, dt_bias_HP, A_HPN, D_HP),
+        *(S, h_S2I.stride(0), state_SHPN.stride(0), *dt_limit),
+        H=H,
+        P=P,
+        N=N,
+        R=R,
+        LIMITED=tuple(dt_limit) != NO_LIMIT,
+        BLOCK_P=block_p,
+        BLOCK_N=triton.next_power_of_2(N),
+        num_warps=warps,
+        **shared,
+    )
+    return y
+
+
+def _counters(window, n):
+    """Zeros that the programs of one step count themselves with and leave as zeros. Windows of one storage share them: steps on
+    it follow one another anyway. They are kept for good, since a CUDA graph may hold their address; those made while one is
+    captured are its own, as nothing fills them before it runs."""
+    key = (window.device, window.untyped_storage().data_ptr())
+    known = _arrivals.get(key)
+    if known is None or len(known) < n:
+        made = torch.zeros(max(n, 1024), dtype=torch.int32, device=window.device)
+        if window.is_cuda and torch.cuda.is_current_stream_capturing():
+            return made
+        _kept.append(known)
+        known = _arrivals[key] = made
+    return known
+
+
+_kept: list[torch.Tensor | None] = []  # counters that became too few for newer calls
+
+
+def _can_fetch(S, window, state, *pieces):
+    """Whether to ask for memory early: where few programs wait, and all starts and ends are multiples of 16 bytes, as the bulk
+    fetch wants them. ``pieces``: numbers of channels that windows are cut into."""
+    starts = [window.data_ptr(), state.data_ptr()]
+    starts += [n * window.element_size() for n in (*window.stride()[:2], *pieces)]
+    starts += [n * state.element_size() for n in (state.stride(0), state.shape[-1])]
+    return S <= FETCHING_ROWS and all(n % 16 == 0 for n in starts)
+
+
+def _laid_out(h, window, state, constants):
+    """Kernels take rows with any stride between them; inside a row, and inside a slot's state, numbers lie side by side."""
+    if h.stride(-1) != 1 or window.stride(-1) != 1 or not state[0].is_contiguous():
+        strides = f"h {h.stride()}, window {window.stride()}, state {state.stride()}"
+        raise ValueError(f"a step needs channels side by side and each slot's state contiguous; strides are {strides}")
+    if any(c.dtype != torch.float32 or not c.is_contiguous() for c in constants):
+        raise ValueError(f"constants are {[c.dtype for c in constants]}, expected contiguous float32")
+    if h.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"h is {h.dtype}, expected float32, bfloat16 or float16")

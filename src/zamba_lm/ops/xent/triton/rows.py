@@ -1,0 +1,54 @@
+"""Loss and gradient of rows of logits: one program a row, in place.
+
+A row of up to WHOLE logits stays in registers between being read and being overwritten, so that logits cross the memory bus once
+in each direction; a longer one is read twice, with the largest logit and the sum of exponentials kept up as it passes.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def loss_kernel(logits, targets, losses, V, stride, BLOCK: tl.constexpr, ONCE: tl.constexpr, GRADIENT: tl.constexpr):
+    """losses[t] = log sum exp(logits[t]) - logits[t, target]; where GRADIENT, logits become the loss's gradient."""
+    t = tl.program_id(0).to(tl.int64)
+    logits += t * stride
+    target = tl.load(targets + t)
+    columns = tl.arange(0, BLOCK)
+    if target < 0:
+        tl.store(losses + t, 0.0)
+        if GRADIENT:
+            for start in range(0, V, BLOCK):
+                zeros = tl.zeros((BLOCK,), logits.dtype.element_ty)
+                tl.store(logits + start + columns, zeros, mask=start + columns < V)
+    else:
+        # a target that no logit belongs to makes the loss nan
+        hit = tl.load(logits + target, mask=target < V, other=float("nan")).to(tl.float32)
+        row = tl.load(logits + columns, mask=columns < V, other=float("-inf")).to(tl.float32) * LOG2E
+        top = tl.max(row, axis=0)
+        total = tl.sum(tl.exp2(row - top), axis=0)
+        if not ONCE:
+            for start in range(BLOCK, V, BLOCK):
+                row = tl.load(logits + start + columns, mask=start + columns < V, other=float("-inf")).to(tl.float32) * LOG2E
+                higher = tl.maximum(top, tl.max(row, axis=0))
+                total = total * tl.exp2(top - higher) + tl.sum(tl.exp2(row - higher), axis=0)
+                top = higher
+        log_z = top + tl.log2(total)
+        tl.store(losses + t, log_z * LN2 - hit)
+        if GRADIENT:
+            if ONCE:
+                _gradient(logits, row, log_z, target, columns, V)
+            else:
+                tl.debug_barrier()
+                for start in range(0, V, BLOCK):
+                    row = tl.load(logits + start + columns, mask=start + columns < V, other=0.0).to(tl.float32) * LOG2E
+                    _gradient(logits + start, row, log_z, target - start, columns, V - start)
+
+
+@triton.jit
+def _gradient(to, row, log_z, target, columns, V):
+    share = tl.exp2(row - log_z) - tl.where(columns == target, 1.0, 0.0)
+    tl.store(to + columns, share.to(to.dtype.element_ty), mask=columns < V)

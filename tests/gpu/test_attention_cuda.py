@@ -1,0 +1,88 @@
+"""attention's kernels on a GPU, at the published head widths."""
+
+import pytest
+import torch
+
+from tests.numerics.tolerances import assert_within
+from tests.ops.attention_cases import check, make
+from tests.ops.caches import paged
+from zamba_lm.ops.attention import KVCache, attention
+from zamba_lm.ops.dispatch import record
+from zamba_lm.ops.packing import Packing
+
+pytestmark = pytest.mark.gpu
+
+HEADS = {128: 32, 160: 32, 224: 32, 464: 16}  # Zamba2-1.2B, -2.7B, -7B, Zamba-7B-v1
+LENGTHS = (1, 2, 63, 64, 65, 500)
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize("width", HEADS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("page", [16, 256])
+def test_decode(width, dtype, page):
+    past = (0, 1, 63, 64, 65, 500, 4097)
+    check((1,) * 7, past, width, page=page, heads=HEADS[width], dtype=dtype, turn=width != 464, host=False, device=CUDA)
+    check((1,), (4097,), width, page=page, heads=HEADS[width], dtype=dtype, device=CUDA)
+
+
+@pytest.mark.parametrize("width", [*HEADS, 80, 20])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("page", [None, 64, 256])
+def test_prefill(width, dtype, page):
+    past = (0,) * 6 if page is None else (0, 500, 64, 1, 300, 65)
+    check(LENGTHS, past, width, page=page, dtype=dtype, turn=True, device=CUDA)
+
+
+@pytest.mark.parametrize("width", HEADS)
+@pytest.mark.parametrize("page", [None, 256])
+def test_a_long_prompt(width, page):
+    check((4097,), (0,), width, page=page, dtype=torch.bfloat16, turn=True, device=CUDA)
+
+
+@pytest.mark.parametrize("width", [160, 464])
+def test_one_graph_serves_every_length(width):
+    """Captured once; then ages, pages and queries change in place."""
+    S, steps = 3, 40
+    past = [0, 13, 250]
+    before = [tuple(make(p + 1, width, device=CUDA)[1:]) for p in past]
+    before = [(keys[:-1], values[:-1]) for keys, values in before]
+    cache = paged(before, [p + steps for p in past], page=16, heads=2, width=width, device=CUDA, host=False)
+    plain = KVCache(cache.keys.clone(), cache.values.clone(), cache.pages_SM, cache.past_S.clone(), None)
+    qkv = torch.randn(S, 6 * width, device=CUDA)
+    parts = qkv.unflatten(-1, (6, width)).split(2, dim=1)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream), record() as ran:
+        attention(*parts, 0.1, Packing([1] * S), cache)
+    torch.cuda.synchronize()
+    assert ran == [("attention", "triton")]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = attention(*parts, 0.1, Packing([1] * S), cache)
+    for _ in range(steps):
+        qkv.normal_()
+        y.fill_(torch.nan)
+        graph.replay()
+        assert_within("op", y, attention(*parts, 0.1, Packing([1] * S), plain))
+        cache.past_S.add_(1)
+        plain.past_S.add_(1)
+    assert torch.equal(cache.keys.nan_to_num(), plain.keys.nan_to_num())
+
+
+@pytest.mark.parametrize("width", HEADS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_gradients(width, dtype):
+    from zamba_lm.ops.attention.reference import attention_reference
+    from zamba_lm.ops.rope import angles
+
+    lengths = (1, 65, 300)
+    packing, gradients = Packing(lengths), []
+    inputs = make(sum(lengths), width, dtype=dtype, device=CUDA)
+    turns = angles(torch.cat([torch.arange(n, device=CUDA) for n in lengths]), width, 1e4)
+    dy = torch.randn(sum(lengths), 2, width, device=CUDA)
+    for run, wide in ((attention, dtype), (attention_reference, torch.float64)):
+        leaves = [x.detach().to(wide).requires_grad_() for x in inputs]
+        y = run(*leaves, (width / 2) ** -0.5, packing, None, turns)
+        gradients.append(torch.autograd.grad(y, leaves, dy.to(wide)))
+    for got, expected in zip(*gradients, strict=True):
+        assert_within("gradient", got, expected, dtype=dtype)

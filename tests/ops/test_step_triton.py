@@ -1,0 +1,88 @@
+"""The step kernels, through Triton's interpreter: against the definition, on slots, in odd shapes."""
+
+import pytest
+import torch
+
+from tests.numerics.tolerances import assert_within
+from tests.ops.mixers import NO_LIMIT, Mamba1Token, Mamba2Token
+from zamba_lm.ops.dispatch import force
+from zamba_lm.ops.gpu import interpreted
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+CASES = {
+    "mamba2": (Mamba2Token, {}),
+    "mamba2, 2 groups, odd sizes": (Mamba2Token, {"heads": 6, "width": 7, "groups": 2, "n": 5}),
+    "mamba2, many blocks": (Mamba2Token, {"heads": 2, "width": 40, "n": 64}),
+    "mamba1": (Mamba1Token, {}),
+    "mamba1, odd sizes": (Mamba1Token, {"heads": 3, "width": 75, "n": 5, "rank": 17}),
+}
+
+
+@pytest.fixture(params=CASES)
+def make(request):
+    kind, shape = CASES[request.param]
+    return lambda rows, **more: kind(rows, **shape, **more)
+
+
+@pytest.fixture(autouse=True)
+def triton_here():
+    pytest.importorskip("triton")
+    with interpreted(), force(mamba1_step="triton", mamba2_step="triton"):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype", "dt_limit", "taps"),
+    [(1, F32, NO_LIMIT, 4), (5, F32, NO_LIMIT, 4), (2, BF16, (0.4, 0.9), 4), (6, F16, NO_LIMIT, 2)],
+)
+def test_a_token(make, rows, dtype, dt_limit, taps):
+    token = make(rows, dtype=dtype, dt_limit=dt_limit, taps=taps)
+    expected, last_window, last = token.definition()
+    kept = [v.clone() for v in token.inputs()]
+    y = token.step(token.h, token.window, token.state)
+    assert_within("op", y, expected, dtype=dtype)
+    assert_within("op", token.state, last, dtype=dtype)
+    assert torch.equal(token.window.double(), last_window)
+    assert all(torch.equal(now, before) for now, before in zip(token.inputs(), kept, strict=True))
+
+
+@pytest.mark.parametrize("turns", [2, 3])
+def test_several_blocks_a_program(turns, monkeypatch):
+    """Groups whose channels are no multiple of what a program takes, blocks that straddle heads, and those that do not."""
+    from zamba_lm.ops.step import triton as kernels
+    from zamba_lm.ops.step.triton.configs import Mamba2Config
+
+    monkeypatch.setattr(kernels, "MAMBA2", ((None, Mamba2Config(tile=32, turns=turns, warps=1)),))
+    for shape in ({"heads": 6, "width": 7, "groups": 2, "n": 5}, {"heads": 5, "width": 8, "n": 8}):
+        token = Mamba2Token(1, **shape)
+        expected, last_window, last = token.definition()
+        for _ in range(2):  # the counters are as before
+            window, state = token.window.clone(), token.state.clone()
+            assert_within("op", token.step(token.h, window, state), expected)
+            assert_within("state", state, last)
+            assert torch.equal(window.double(), last_window)
+
+
+@pytest.mark.parametrize(("rows", "state_dtype"), [(2, F32), (4, BF16)])
+def test_rows_work_on_their_slots(make, rows, state_dtype):
+    """As without slots, on entries in any order; nobody touches the others. Idle rows may share one."""
+    token = make(rows + 2)
+    slots = torch.tensor([6, 0, 3, 2][:rows] + [5, 5], dtype=torch.int32)
+    own = slots[:rows].long()
+    window, state = token.window[:rows].clone(), token.state[:rows].to(state_dtype)
+    pool_window, pool_state = (torch.full((8, *v.shape[1:]), torch.nan, dtype=v.dtype) for v in (window, state))
+    pool_window[own], pool_state[own] = window, state
+    y = token.step(token.h, pool_window, pool_state, slots)
+    assert_within("op", y[:rows], token.step(token.h[:rows].contiguous(), window, state))
+    assert_within("op", pool_state[own], state)
+    assert torch.equal(pool_window[own], window)
+    assert pool_window[[1, 4, 7]].isnan().all() and pool_state[[1, 4, 7]].isnan().all()
+
+
+def test_layouts_that_kernels_do_not_take_are_named():
+    token = Mamba2Token(2)
+    spread = torch.empty(2, 4, 6, 16)[..., ::2]
+    with pytest.raises(ValueError, match="each slot's state contiguous"):
+        token.step(token.h, token.window, spread)
+    with pytest.raises(ValueError, match="h is torch.float64, expected float32, bfloat16 or float16"):
+        token.step(token.h.double(), token.window, token.state)
