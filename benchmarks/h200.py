@@ -102,7 +102,10 @@ class Run:
                 f"{name}: {time.monotonic() - self.begin - spent:.1f} s, {time.monotonic() - self.begin:.0f} s in all{said}",
                 flush=True,
             )
-            self.write()
+            try:
+                self.write()
+            except Exception:  # the next step is worth its time whatever the page looks like
+                traceback.print_exc(limit=-3)
 
     def model(self, preset: str) -> Model:
         """Only one is kept: two may not fit beside what measuring needs."""
@@ -127,6 +130,8 @@ class Run:
         report = self.report(case.name, model, case.kind, **how)
         if not ours and model.theirs is None:
             raise ZambaError(f"transformers' model of {case.preset} is not there")
+        if not ours and (slow := model.slow_peer(case)):
+            raise ZambaError(slow)
         self._add(report, model, model.bench(case, ours), case.kind == "train-step", ours)
 
     def outputs(self, preset: str) -> None:

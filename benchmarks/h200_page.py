@@ -164,7 +164,10 @@ def _small(value: float | None) -> str:
 
 def commit() -> str:
     def git(*words):
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+        try:
+            return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+        except OSError:  # no git on a machine that only measures
+            return ""
 
     changed = " and uncommitted changes" if git("status", "--porcelain", "src") else ""
     return (git("rev-parse", "--short", "HEAD") or "unknown") + changed

@@ -76,7 +76,7 @@ def as_the_model(inputs):
     return x, dt, A, B, C, D
 
 
-@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 300])
+@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 200])
 @pytest.mark.parametrize(("carried", "groups", "n", "config"), [(False, 1, 16, WHOLE), (True, 2, 17, CUT)])
 def test_the_recurrence(length, carried, groups, n, config):
     inputs, state = make(length, heads=4 if length < 100 else 2, groups=groups, n=n)
@@ -88,8 +88,9 @@ def test_the_recurrence(length, carried, groups, n, config):
     assert_within("state", after, last)
 
 
-@pytest.mark.parametrize("dtype", [F32, BF16, F16])
-@pytest.mark.parametrize(("lengths", "every"), [((1, 2, 2, 65), 64), ((200, 129), 128)])
+@pytest.mark.parametrize(
+    ("lengths", "every", "dtype"), [((1, 2, 2, 65), 64, F32), ((1, 2, 2, 65), 64, F16), ((200, 129), 128, BF16)]
+)
 def test_packed_with_states_on_the_way(lengths, every, dtype):
     inputs, states = make(sum(lengths), heads=2, groups=2, sequences=len(lengths), dtype=dtype)
     before = states.clone()
@@ -149,7 +150,7 @@ def test_nan_stays_in_its_sequence(bad):
 
 @pytest.mark.parametrize(
     ("lengths", "groups", "config"),
-    [((1,), 1, None), ((65,), 2, None), ((65,), 1, replace(CUT, heads=1)), ((3, 70), 2, WHOLE), ((3, 70), 2, CUT)],
+    [((1,), 1, None), ((65,), 1, replace(CUT, heads=1)), ((3, 70), 2, WHOLE), ((3, 70), 2, CUT)],
 )
 def test_gradients(lengths, groups, config):
     values, states = make(sum(lengths), width=3, n=4, groups=groups, sequences=len(lengths))

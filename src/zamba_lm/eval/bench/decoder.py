@@ -11,7 +11,7 @@ from zamba_lm.model.zamba import Zamba
 from zamba_lm.ops.packing import Packing
 
 REAL = 2048  # tokens of context that are really read; longer ones are filled with random numbers, which time cannot tell apart
-TOGETHER = 16384  # tokens of prompts read in one pass where reading them is not what is timed
+TOGETHER = 32768  # tokens of prompts read in one pass where reading them is not what is timed
 ENDLESS = SamplingParams(max_tokens=10**9)
 
 

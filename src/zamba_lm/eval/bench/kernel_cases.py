@@ -28,6 +28,7 @@ class KernelCase:
     families: tuple[str, ...] = BOTH
     hybrid: bool = False
     per_context: bool = False  # does the past matter to a decode case?
+    gradients: bool = False
 
     def fits(self, c: ZambaConfig) -> bool:
         return c.family in self.families and (c.n_calls > 0 or not self.hybrid)
@@ -40,7 +41,9 @@ def _projection(place: str) -> KernelCase:
 
 def _sequence(name: str, op: str, build, families=BOTH, hybrid=False) -> tuple[KernelCase, KernelCase]:
     """Forward, and forward with backward."""
-    both = KernelCase(f"{name}, forward + backward", op, partial(build, backward=True), "sequence", families, hybrid)
+    both = KernelCase(
+        f"{name}, forward + backward", op, partial(build, backward=True), "sequence", families, hybrid, gradients=True
+    )
     return KernelCase(name, op, build, "sequence", families, hybrid), both
 
 
@@ -61,5 +64,5 @@ KERNELS = (
     *_sequence("norm", "norm", sequence.plain_norm),
     *_sequence("gated_norm", "gated_norm", sequence.mixer_norm, ("zamba2",)),
     KernelCase("rope", "rope", small.rotation, "sequence", hybrid=True),
-    KernelCase("head and loss, forward + backward", "xent", sequence.head_loss, "sequence"),
+    KernelCase("head and loss, forward + backward", "xent", sequence.head_loss, "sequence", gradients=True),
 )

@@ -27,7 +27,7 @@ from zamba_lm.eval.bench.subject import Subject, ready
 
 CACHES = ("cold Triton cache", "warm Triton cache")
 STEPS = 4
-PATIENCE = 600  # seconds
+PATIENCE = 120  # seconds
 
 
 def rows(subject: Subject, place: Place, context: int, against: str | None) -> list[Row]:

@@ -57,7 +57,7 @@ def decode(b: Bench) -> list[Row]:
     """Seconds of a decode step for a whole batch that holds ``context`` tokens when the first round starts."""
     rows = []
     for batch, context in b.sizes():
-        makers = b.makers(batch, context + (b.repeats + 2) * MOST + 8, prefill_tokens=TOGETHER)
+        makers = b.makers(batch, context + 2 * (b.repeats + 2) * MOST, prefill_tokens=TOGETHER)
         runs = [maker and partial(_decode, b, maker, batch, context) for maker in makers]
         cost = costs.decode(b.model.config, batch, context, b.subject.dtype, b.state_dtype)
         case = b.case("decode", batch, context)

@@ -41,7 +41,9 @@ NARROW = Config(  # 16-bit inputs, d_state up to 64
     maps=Launch(4, 2),
     heads=8,
 )
-BROAD = replace(NARROW, scan=Launch(4, 1), maps=Launch(8, 2))  # d_state up to 128
+BROAD = replace(  # d_state up to 128
+    NARROW, programs=6, add=Launch(4, 3), scan=Launch(4, 1), inputs=Launch(4, 1), maps=Launch(8, 2)
+)
 ONE = Launch(4, 1)
 WIDE = Launch(8, 1)
 LARGE = Config(64, 32, 3, 16, add=ONE, scan=ONE, walk=ONE, inputs=WIDE, maps=WIDE, heads=4)  # states beyond 64 x 128
