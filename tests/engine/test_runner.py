@@ -96,6 +96,15 @@ def test_a_seed_gives_the_same_tokens_on_rows_and_pass_by_pass():
     assert answers[0] == answers[1] and len(set(answers[0])) > 3
 
 
+@pytest.mark.parametrize("runner", [None, partial(Runner, capture=False)])
+def test_states_can_be_narrow(runner):
+    running = Engine(model(), ssm_dtype=torch.bfloat16, runner=runner)
+    running.add(prompt(9), SamplingParams(max_tokens=5))
+    (done,) = running.run().values()
+    assert running.pool.state.ssm.dtype == torch.bfloat16
+    assert len(done.ids) == 5 and done.finish_reason == "length"
+
+
 def test_a_device_without_kernels_runs_pass_by_pass():
     assert usual_runner(torch.device("cpu")).__name__ == "Eager"
     assert VOCAB > 30

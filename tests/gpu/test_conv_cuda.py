@@ -76,7 +76,9 @@ def test_gradients(width, lengths, dtype):
         actual = gradients(lambda window=None, **v: conv(**v, packing=Packing(lengths), window_SKC=window), renamed(given))
         wide = renamed({name: v.double() for name, v in given.items()})
         expected = gradients(
-            lambda x_TC, weight_CK, bias_C, window=None: definition(x_TC, weight_CK, bias_C, lengths, window), wide
+            lambda x_TC, weight_CK, bias_C, window=None: definition(x_TC, weight_CK, bias_C, lengths, window),
+            wide,
+            rounded=dtype,
         )
         for name, v in expected.items():
             assert_within("gradient", actual[name], v, dtype=dtype)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.numerics.tolerances import TOLERANCES
 from zamba_lm.model.batch import Batch
 from zamba_lm.model.config import ZambaConfig
 from zamba_lm.model.zamba import Zamba
@@ -45,3 +46,15 @@ def test_angles_are_exact_far_into_a_text():
     assert cos.dtype == sin.dtype == torch.float32
     assert (cos[0].double() - expected.cos()).abs().max() < 2e-3  # float32 keeps 16383 radians to 1e-3
     assert (sin[0].double() - expected.sin()).abs().max() < 2e-3
+
+
+@torch.inference_mode()
+def test_narrow_states_are_an_option_that_stays_near(model):
+    """bfloat16 SSM states: half the bytes, every route, logits near those with float32 states."""
+    wide, narrow = model.new_state(2), model.new_state(2, ssm_dtype=torch.bfloat16)
+    assert narrow.ssm.dtype == torch.bfloat16 and narrow.ssm.nbytes * 2 == wide.ssm.nbytes
+    for lengths in ((7, 3), (1, 1), (2, 1)):
+        batch = Batch.pack([range(n) for n in lengths])
+        exact, near = model(batch, wide), model(batch, narrow)
+        assert narrow.ssm.dtype == torch.bfloat16
+        assert ((near - exact).square().mean() / exact.var()).sqrt() < TOLERANCES["narrow", torch.bfloat16][0]

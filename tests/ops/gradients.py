@@ -5,12 +5,13 @@ import torch
 from tests.numerics.tolerances import assert_within
 
 
-def gradients(function, inputs, seed=0):
-    """Gradients of all ``inputs`` of a random weighting of all outputs."""
+def gradients(function, inputs, seed=0, rounded=None):
+    """Gradients of all ``inputs`` of a random weighting of all outputs, the weights rounded to the outputs' dtypes or, where two
+    functions of different dtypes are to get the same ones, to ``rounded``."""
     leaves = {name: value.detach().clone().requires_grad_() for name, value in inputs.items()}
     outputs = function(**leaves)
     generator = torch.Generator().manual_seed(seed)
-    weights = [torch.randn(y.shape, generator=generator).to(y) for y in outputs]
+    weights = [torch.randn(y.shape, generator=generator).to(rounded or y.dtype).to(y) for y in outputs]
     torch.autograd.backward(outputs, weights)
     return {name: leaf.grad for name, leaf in leaves.items()}
 

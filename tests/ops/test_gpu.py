@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+import zamba_lm.model.zamba  # noqa: F401  # an op is in the table once it is imported, and the model imports them all
 from zamba_lm.errors import ZambaError
 from zamba_lm.ops import dispatch, gpu
 
@@ -79,3 +80,62 @@ def test_a_kernel_knows_whether_it_may_start_early(monkeypatch):
         assert seen == {"grid": (3,), "args": (1, 2), "num_warps": 4, "PDL": early, **({"launch_pdl": True} if early else {})}
     gpu.launch(Kernel(), (1,), device=CPU)
     assert "PDL" in seen and seen["grid"] == (1,)
+
+
+class Compiled:
+    def __init__(self, calls):
+        self.calls = calls
+
+    def __getitem__(self, grid):
+        return lambda *args, stream: self.calls.append((grid, args, stream))
+
+
+class Jit:
+    """What ``launch`` uses of a Triton kernel: argument names, and a call that compiles and returns what it compiled."""
+
+    arg_names = ("x", "n", "BLOCK", "WIDE")
+
+    def __init__(self):
+        self.ordinary, self.quick = [], []
+
+    def __getitem__(self, grid):
+        def run(*args, **options):
+            self.ordinary.append((grid, args, options))
+            return Compiled(self.quick)
+
+        return run
+
+
+@pytest.fixture
+def one_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 77 + index, raising=False)
+    gpu._remembers.cache_clear()
+    yield
+    gpu._remembers.cache_clear()
+    gpu._compiled.clear()
+
+
+def test_a_compiled_kernel_is_launched_by_addresses_from_the_second_time_on(one_gpu):
+    kernel, x = Jit(), torch.zeros(4)
+    for n in (3, 5, 32, 64, 7):  # Triton compiles for 1, for multiples of 16, and for the others
+        gpu.launch(kernel, (2,), x, n, device=CUDA, BLOCK=8, WIDE=True, num_warps=1)
+    assert [args[1] for _, args, _ in kernel.ordinary] == [3, 32]
+    assert kernel.quick == [((2, 1, 1), (x.data_ptr(), n, 8, True), 77) for n in (5, 64, 7)]
+    gpu.launch(kernel, (2,), x, 5, device=CUDA, BLOCK=16, WIDE=True, num_warps=1)
+    gpu.launch(kernel, (2,), x.double(), 5, device=CUDA, BLOCK=8, WIDE=True, num_warps=1)
+    gpu.launch(kernel, (2,), None, 5, device=CUDA, BLOCK=8, WIDE=True, num_warps=1)
+    assert len(kernel.ordinary) == 5, "another constant, dtype or missing tensor is another kernel"
+
+
+def test_what_only_triton_can_judge_goes_the_ordinary_way(one_gpu, monkeypatch):
+    kernel = Jit()
+    for argument in (object(), True):
+        for _ in range(2):
+            gpu.launch(kernel, (1,), argument, 5, device=CUDA, BLOCK=8, WIDE=True)
+    assert len(kernel.ordinary) == 4 and not kernel.quick
+    monkeypatch.setattr(gpu, "REMEMBERED", ("0.0.",))
+    gpu._remembers.cache_clear()
+    for _ in range(2):
+        gpu.launch(kernel, (1,), torch.zeros(4), 5, device=CUDA, BLOCK=8, WIDE=True)
+    assert len(kernel.ordinary) == 6 and not kernel.quick, "a Triton that nobody tried this with"

@@ -27,7 +27,8 @@ class Engine:
     A step feeds the newest token of every decoding sequence, and up to ``prefill_tokens`` tokens of the prompts that wait (None:
     as suits the device), first come, first served; a long prompt is read over several steps while the others go on. At most
     ``max_batch`` sequences run at a time, the rest wait. ``eos_ids`` end an output. What a request gets does not depend on its
-    neighbours. ``runner``: how the model is run, ``Runner`` (graphs) on a GPU and ``Eager`` elsewhere unless told otherwise.
+    neighbours. ``ssm_dtype``: of SSM states, see ``Zamba.new_state``. ``runner``: how the model is run, ``Runner`` (graphs) on a
+    GPU and ``Eager`` elsewhere unless told otherwise.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Engine:
         max_batch: int = 32,
         eos_ids: Items[int] = (),
         prefill_tokens: int | None = None,
+        ssm_dtype: torch.dtype = torch.float32,
         runner: Callable[[Zamba, Pool], Eager | Runner] | None = None,
     ):
         if prefill_tokens is None:
@@ -46,7 +48,7 @@ class Engine:
                 raise ZambaError(f"{name} is {value}, expected a whole number of at least 1")
         self.model, self.eos_ids, self.prefill_tokens = model, frozenset(eos_ids), prefill_tokens
         self.max_batch = max_batch
-        self.pool = Pool(model, max_batch)
+        self.pool = Pool(model, max_batch, ssm_dtype)
         self.runner = (runner or usual_runner(model.device))(model, self.pool)
         self.waiting: OrderedDict[int, Sequence] = OrderedDict()  # by request id, first come first
         self._flying: deque[Landed | Flying] = deque()  # steps whose tokens are on the way, oldest first

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator
 
+import torch
+
 from zamba_lm.engine.sequence import Sequence
 from zamba_lm.model.kv import STEP
 from zamba_lm.model.state import State
@@ -15,8 +17,8 @@ class Pool:
     come together. A slot is emptied when it is handed out, so nobody inherits what an earlier sequence left.
     """
 
-    def __init__(self, model: Zamba, max_slots: int):
-        self.model, self.max_slots = model, max_slots
+    def __init__(self, model: Zamba, max_slots: int, ssm_dtype: torch.dtype = torch.float32):
+        self.model, self.max_slots, self.ssm_dtype = model, max_slots, ssm_dtype
         self.decoding: list[Sequence] = []
         self.reading: list[Sequence] = []
         self.spare = 0  # slots behind the last that nobody sits in, for a runner's own use
@@ -47,7 +49,7 @@ class Pool:
         wanted = min(wanted, self.max_slots)
         if len(self) == 0 and not wanted <= self.capacity <= 2 * wanted:
             self._replace(None)  # before the new one is made, so that they need not fit together
-            self._replace(self.model.new_state(wanted + self.spare))
+            self._replace(self.model.new_state(wanted + self.spare, ssm_dtype=self.ssm_dtype))
         elif wanted > self.capacity:
             self.state.resize(min(max(wanted, 2 * self.capacity), self.max_slots) + self.spare)
             self._views = {}

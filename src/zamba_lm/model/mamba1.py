@@ -45,7 +45,7 @@ class Mamba1(nn.Module):
             y_TI = mamba1_step(h_TE, memory.window, memory.ssm, constants, *maps, c.dt_limit, memory.slots)
             return self.out_proj(y_TI, residual=residual_TD)
         conv_weight, conv_bias, dt_bias, A_HPN, D_HP = constants
-        window, state = (memory.window, memory.ssm) if memory is not None else (None, None)
+        window, state = (memory.window, memory.ssm.float()) if memory is not None else (None, None)
         x_TI, z_TI = h_TE.chunk(2, dim=-1)
         x_TI, window_after = conv(x_TI, conv_weight, conv_bias, packing, window)
         x_THP, z_THP = (v.unflatten(-1, (c.n_ssm_heads, -1)) for v in (x_TI, z_TI))
@@ -55,7 +55,7 @@ class Mamba1(nn.Module):
         )
         if memory is not None:
             window.copy_(window_after)
-            state.copy_(state_after)
+            memory.ssm.copy_(state_after)
         return self.out_proj(y_THP.flatten(-2), residual=residual_TD)
 
     def _dt_B_C(self, x_THP):

@@ -48,7 +48,7 @@ class Mamba2(nn.Module):
             y_TI = mamba2_step(h_TE, memory.window, memory.ssm, constants, c.n_groups, c.dt_limit, memory.slots)
             return self.out_proj(y_TI, norm=Normed(self.norm_weight, GATED_NORM_EPS, c.n_groups), residual=residual_TD)
         conv_weight, conv_bias, dt_bias, A_H, D_H = constants
-        window, state = (memory.window, memory.ssm) if memory is not None else (None, None)
+        window, state = (memory.window, memory.ssm.float()) if memory is not None else (None, None)
         z_TI, xBC_TC, dt_TH = h_TE.split(self.sizes, dim=-1)
         xBC_TC, window_after = conv(xBC_TC, conv_weight, conv_bias, packing, window)
         x_TI, B_TM, C_TM = xBC_TC.split(self.parts, dim=-1)
@@ -57,7 +57,7 @@ class Mamba2(nn.Module):
         y_THP, state_after = ssd(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, packing, state, dt_bias_H=dt_bias, dt_limit=c.dt_limit)
         if memory is not None:
             window.copy_(window_after)
-            state.copy_(state_after)
+            memory.ssm.copy_(state_after)
         return self._out(y_THP.flatten(-2), z_TI, residual_TD)
 
     def _out(self, y_TI, z_TI, residual_TD):

@@ -52,8 +52,12 @@ def interpreted() -> Iterator[None]:
 def lazy(module: str, name: str) -> Callable:
     """The function ``name`` of ``module``, imported when it is first called."""
 
+    @cache
+    def found() -> Callable:
+        return getattr(import_module(module), name)
+
     def run(*args, **kwargs):
-        return getattr(import_module(module), name)(*args, **kwargs)
+        return found()(*args, **kwargs)
 
     run.__name__ = run.__qualname__ = name
     return run
@@ -83,21 +87,23 @@ def launch(kernel: Any, grid: tuple[int, ...], *args, device: torch.device, pdl:
             options["launch_pdl"] = True
     if device.type != "cuda":
         kernel[grid](*args, **options)
-    elif device.index in (None, torch.cuda.current_device()):
-        _launch(kernel, grid, args, options)
+        return
+    current = torch.cuda.current_device()
+    if device.index in (None, current):
+        _launch(kernel, grid, args, options, current)
     else:
         with torch.cuda.device(device):
-            _launch(kernel, grid, args, options)
+            _launch(kernel, grid, args, options, device.index)
 
 
 REMEMBERED = ("3.6.",)  # versions of Triton whose compiled kernels are called as below
 _compiled: dict[tuple, tuple[Any, tuple]] = {}
 
 
-def _launch(kernel: Any, grid: tuple[int, ...], args: tuple, options: dict) -> None:
+def _launch(kernel: Any, grid: tuple[int, ...], args: tuple, options: dict, index: int) -> None:
     """Triton binds and specialises arguments at every call, for longer than most kernels run; a compiled kernel that is
     remembered by what Triton specialises on is launched in a fifth of that time. The first of a kind goes the ordinary way."""
-    if (key := _kind(kernel, args, options)) is None:
+    if (key := _kind(kernel, args, options, index)) is None:
         kernel[grid](*args, **options)
     elif (entry := _compiled.get(key)) is None:
         compiled = kernel[grid](*args, **options)
@@ -105,13 +111,13 @@ def _launch(kernel: Any, grid: tuple[int, ...], args: tuple, options: dict) -> N
     else:
         compiled, constants = entry
         passed = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in args]
-        stream = torch._C._cuda_getCurrentRawStream(torch.cuda.current_device())
+        stream = torch._C._cuda_getCurrentRawStream(index)
         compiled[(*grid, 1, 1)[:3]](*passed, *constants, stream=stream)
 
 
-def _kind(kernel: Any, args: tuple, options: dict) -> tuple | None:
+def _kind(kernel: Any, args: tuple, options: dict, index: int) -> tuple | None:
     """What Triton compiles a launch for, or None for arguments that only Triton itself can judge."""
-    key = [kernel, torch.cuda.current_device(), *options.items()]
+    key = [kernel, index, *options.items()]
     for a in args:
         if isinstance(a, torch.Tensor):
             key.append((a.dtype, a.data_ptr() % 16 == 0))

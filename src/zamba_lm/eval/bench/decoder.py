@@ -59,9 +59,8 @@ class EngineDecoder:
     ``prefill_tokens``: the engine's, 0 for its default."""
 
     def __init__(self, model: Zamba, batch: int, room: int, state_dtype: str = "float32", *, prefill_tokens: int = 0):
-        self.engine = Engine(model, max_batch=batch, **({"prefill_tokens": prefill_tokens} if prefill_tokens else {}))
-        if state_dtype != "float32":
-            self.engine.pool.model = _States(model, as_dtype(state_dtype))
+        how = {"prefill_tokens": prefill_tokens or None, "ssm_dtype": as_dtype(state_dtype)}
+        self.engine = Engine(model, max_batch=batch, **how)
         self.batch, self.room = batch, room
         self.route = "CUDA graphs" if getattr(self.engine.runner, "capture", False) else "eager"
         self.chosen: dict[int, list[int]] = {}
@@ -109,13 +108,3 @@ class EngineDecoder:
         state.advance(Packing((grown,) * self.batch))
         if (rows := getattr(self.engine.runner, "rows", None)) is not None:
             rows.past_S[: self.batch] += grown
-
-
-class _States:
-    """A model whose new states keep their SSM part in another dtype."""
-
-    def __init__(self, model: Zamba, dtype: torch.dtype):
-        self._model, self._dtype = model, dtype
-
-    def new_state(self, n: int):
-        return self._model.new_state(n, ssm_dtype=self._dtype)

@@ -1,4 +1,4 @@
-"""Launch configurations, chosen by measurement on an H200; any GPU runs them."""
+"""Launch configurations, chosen by a model of the issue rate and not yet by measurement; any GPU runs them."""
 
 KEEP = 64  # tokens between the states that the forward pass keeps for the backward pass
 TILE = 8  # tokens of one program of the gradient kernel
