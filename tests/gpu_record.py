@@ -3,6 +3,7 @@
 CI has no GPU, so the outcome is committed beside the benchmarks, with everything needed to repeat it.
 """
 
+import os
 import platform
 import shlex
 import subprocess
@@ -23,7 +24,8 @@ def main(args: list[str]) -> int:
     if not torch.cuda.is_available():
         print("error: no CUDA device here; the GPU tests need one", file=sys.stderr)
         return 1
-    command = ["python", "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *args]
+    together = ["-n", str(min(24, os.cpu_count() or 1)), "--dist", "worksteal"]  # most of the time goes into compiling kernels
+    command = ["python", "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *together, *args]
     code, output = run([sys.executable, *command[1:]])
     now = datetime.now(UTC)
     target = RESULTS / f"gpu-tests-{now:%Y-%m-%d-%H%M}.md"

@@ -5,12 +5,13 @@ from functools import partial
 import pytest
 import torch
 
-from tests.engine.tiny import VOCAB, model, oracle, prompt
+from tests.engine.tiny import model, oracle, prompt
 from zamba_lm.engine.engine import Engine, usual_runner
 from zamba_lm.engine.request import SamplingParams
 from zamba_lm.engine.rows import PENALISED, PLAIN, SAMPLED
 from zamba_lm.engine.runner import BUCKETS, Runner, bucket
 from zamba_lm.errors import ZambaError
+from zamba_lm.ops.dispatch import OPS
 
 
 def engine(**how):
@@ -105,6 +106,10 @@ def test_states_can_be_narrow(runner):
     assert len(done.ids) == 5 and done.finish_reason == "length"
 
 
-def test_a_device_without_kernels_runs_pass_by_pass():
+@pytest.mark.parametrize(("have", "runner"), [((7, 0), "Eager"), ((9, 0), "Runner")])
+def test_graphs_need_kernels(monkeypatch, have, runner):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: have)
+    for op in OPS.values():
+        monkeypatch.setattr(op, "_chosen", {})
+    assert usual_runner(torch.device("cuda")).__name__ == runner
     assert usual_runner(torch.device("cpu")).__name__ == "Eager"
-    assert VOCAB > 30

@@ -4,10 +4,13 @@ import json
 import warnings
 
 import pytest
+import torch
 
+import zamba_lm.llm
 from tests.llm.tiny import CONFIG, POSITIONS, write_checkpoint
 from zamba_lm import LLM, SamplingParams, ZambaError, load_tokenizer
 from zamba_lm.model.generate import generate as oracle
+from zamba_lm.ops import dispatch
 
 PROMPTS = ["The sea was", "A good bread needs", "x", "Grüße, Welt! 你好 🦙 " * 6]
 FEW = SamplingParams(max_tokens=12)
@@ -244,3 +247,17 @@ def test_load_tokenizer_is_the_llms(folder, llm):
 def test_eos_of_the_config_ends_answers(llm):
     assert json.loads((llm.folder / "config.json").read_text())["eos_token_id"] == 2
     assert llm.engine.eos_ids == {2}
+
+
+def test_a_gpu_without_kernels_says_so_in_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    with pytest.warns(UserWarning, match="attention, .*linear, .* run as plain torch, which is slow: compute capability 7.0"):
+        zamba_lm.llm._warn_of_fallbacks(torch.device("cuda"))
+
+
+def test_a_backend_that_cannot_be_raises_and_forces_nothing():
+    with pytest.raises(ZambaError, match="cannot run as triton on cpu: Triton kernels need a GPU"):
+        _ = LLM(device="cpu", backend="triton").model
+    with pytest.raises(ZambaError, match="unknown backend 'fast', expected one of auto, triton, reference"):
+        _ = LLM(device="cpu", backend="fast").model
+    assert all(why != "forced" for _, _, why in dispatch.table("cpu"))
