@@ -12,7 +12,7 @@ import torch
 from zamba_lm.errors import ZambaError
 from zamba_lm.model.batch import Batch
 from zamba_lm.model.zamba import Zamba
-from zamba_lm.ops.dispatch import force
+from zamba_lm.ops.dispatch import OPS, force
 from zamba_lm.ops.xent import xent
 from zamba_lm.train.stream import Mixture
 
@@ -96,7 +96,7 @@ def train(model: Zamba, data: Mixture, plan: Plan, *, out: Path, on_log: Callabl
     out.mkdir(parents=True, exist_ok=True)
     first_step = _resume(out / "checkpoint.pt", model, opts)
     compile_parts(model, plan)
-    with (out / "log.jsonl").open("a") as journal:
+    with (out / "log.jsonl").open("a") as journal, force(**_ops(plan)):
         for step in range(plan.steps):
             progress = step / plan.steps
             stage = plan.stage(progress)
@@ -123,8 +123,7 @@ def _step(model, opts, ids, targets, plan, progress):
             group["lr"] = group["peak"] * plan.rate(progress)
     with torch.autocast(ids.device.type, torch.bfloat16):
         hidden_TD = model.hidden(Batch.rectangle(ids))
-        with force(xent="compiled" if plan.compile else "reference"):
-            total = xent(hidden_TD, model.embedding.weight, targets.flatten())
+        total = xent(hidden_TD, model.embedding.weight, targets.flatten())
     loss = total / (targets >= 0).sum().clamp(min=1)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
@@ -162,6 +161,11 @@ def _entry(step, stage, loss, norm, seen, seconds, plan, device) -> dict:
         "lr": round(plan.rate(step / plan.steps), 4), "tokens": seen, "seconds": round(seconds, 1),
         "tokens_per_s": round(seen / seconds), "peak_gib": round(peak, 1),
     }  # fmt: skip
+
+
+def _ops(plan: Plan) -> dict[str, str]:
+    """torch.compile makes kernels of its own, and makes them of the plain definitions."""
+    return {op: "compiled" if op == "xent" else "reference" for op in OPS} if plan.compile else {}
 
 
 def compile_parts(model: Zamba, plan: Plan) -> None:
