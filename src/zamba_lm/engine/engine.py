@@ -125,7 +125,7 @@ class Engine:
         return pool.reading[nth] if nth < len(pool.reading) else None
 
     def _start(self) -> bool:
-        """Start a step; whether there was anything to start. A prompt that does not fit into memory fails alone."""
+        """Start a step; whether there was anything to start."""
         plan = self._plan()
         if not (plan or self.pool.decoding):
             return False

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from zamba_lm.ops.dispatch import Implementation
+
 OLDEST = (7, 5)  # compute capability: Turing, the first that today's Triton supports
 DEPENDENT_LAUNCH = (9, 0)  # Hopper, the first with programmatic dependent launch
 _interpreting = False
@@ -63,6 +65,11 @@ def lazy(module: str, name: str) -> Callable:
     return run
 
 
+def kernels(op: str, function: str) -> Implementation:
+    """The entry of an op's table that says: ``function`` of the op's folder of Triton kernels."""
+    return Implementation("triton", lazy(f"zamba_lm.ops.{op}.triton", function), no_triton)
+
+
 @cache
 def capability(device: torch.device) -> tuple[int, int]:
     """Compute capability of a GPU; (0, 0) for a CPU, where kernels are interpreted."""
@@ -103,24 +110,25 @@ _compiled: dict[tuple, tuple[Any, tuple]] = {}
 def _launch(kernel: Any, grid: tuple[int, ...], args: tuple, options: dict, index: int) -> None:
     """Triton binds and specialises arguments at every call, for longer than most kernels run; a compiled kernel that is
     remembered by what Triton specialises on is launched in a fifth of that time. The first of a kind goes the ordinary way."""
-    if (key := _kind(kernel, args, options, index)) is None:
+    passed = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in args]
+    if (key := _kind(kernel, args, passed, options, index)) is None:
         kernel[grid](*args, **options)
     elif (entry := _compiled.get(key)) is None:
         compiled = kernel[grid](*args, **options)
         _compiled[key] = compiled, tuple(options[name] for name in kernel.arg_names[len(args) :])
     else:
         compiled, constants = entry
-        passed = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in args]
         stream = torch._C._cuda_getCurrentRawStream(index)
         compiled[(*grid, 1, 1)[:3]](*passed, *constants, stream=stream)
 
 
-def _kind(kernel: Any, args: tuple, options: dict, index: int) -> tuple | None:
-    """What Triton compiles a launch for, or None for arguments that only Triton itself can judge."""
+def _kind(kernel: Any, args: tuple, passed: list, options: dict, index: int) -> tuple | None:
+    """What Triton compiles a launch for, or None for arguments that only Triton itself can judge. ``passed``: the arguments with
+    addresses for tensors."""
     key = [kernel, index, *options.items()]
-    for a in args:
+    for a, address in zip(args, passed):
         if isinstance(a, torch.Tensor):
-            key.append((a.dtype, a.data_ptr() % 16 == 0))
+            key.append((a.dtype, address % 16 == 0))
         elif type(a) is int:
             key.append((a == 1, a % 16 == 0, -(1 << 31) <= a < 1 << 31))
         elif a is None or type(a) is float:

@@ -10,7 +10,7 @@ from zamba_lm.model.config import ZambaConfig
 from zamba_lm.ops.attention import KVCache, attention
 from zamba_lm.ops.linear import Normed, gated_linear, linear
 from zamba_lm.ops.packing import Packing
-from zamba_lm.ops.step import mamba1_step, mamba2_step
+from zamba_lm.ops.step import NO_LIMIT, mamba1_step, mamba2_step
 
 PAGE = 256
 SCALE = 0.02
@@ -79,7 +79,7 @@ def mixer2(c: ZambaConfig, rows: int, context: int, draw: Draw, copies: int) -> 
 
     def run(inputs):
         h, window, state = inputs
-        return mamba2_step(h, window, state, constants, c.n_groups, (0.0, float("inf")))
+        return mamba2_step(h, window, state, constants, c.n_groups, NO_LIMIT)
 
     return Work(sets, run, cost, peers.mixer2(c, constants))
 
@@ -103,7 +103,7 @@ def mixer1(c: ZambaConfig, rows: int, context: int, draw: Draw, copies: int) -> 
 
     def run(inputs):
         h, window, state, x_proj, dt_proj = inputs
-        return mamba1_step(h, window, state, constants, x_proj, dt_proj, (0.0, float("inf")))
+        return mamba1_step(h, window, state, constants, x_proj, dt_proj, NO_LIMIT)
 
     return Work(sets, run, cost, peers.mixer1(c, constants))
 

@@ -3,7 +3,7 @@
 from zamba_lm.ops.attention.cache import KVCache, check_cache
 from zamba_lm.ops.attention.reference import attention_reference
 from zamba_lm.ops.dispatch import Implementation, Op
-from zamba_lm.ops.gpu import lazy, no_triton
+from zamba_lm.ops.gpu import kernels
 from zamba_lm.ops.packing import Packing
 
 __all__ = ["ATTENTION", "KVCache", "attention"]
@@ -11,7 +11,7 @@ __all__ = ["ATTENTION", "KVCache", "attention"]
 ATTENTION = Op(
     "attention",
     (
-        Implementation("triton", lazy("zamba_lm.ops.attention.triton", "attention_triton"), no_triton),
+        kernels("attention", "attention_triton"),
         Implementation("reference", attention_reference),
     ),
 )

@@ -2,13 +2,13 @@
 
 from zamba_lm.ops.conv.reference import conv_reference
 from zamba_lm.ops.dispatch import Implementation, Op
-from zamba_lm.ops.gpu import lazy, no_triton
+from zamba_lm.ops.gpu import kernels
 from zamba_lm.ops.packing import Packing
 
 CONV = Op(
     "conv",
     (
-        Implementation("triton", lazy("zamba_lm.ops.conv.triton", "conv_triton"), no_triton),
+        kernels("conv", "conv_triton"),
         Implementation("reference", conv_reference),
     ),
 )

@@ -3,7 +3,7 @@
 import torch
 
 from zamba_lm.ops.dispatch import Implementation, Op
-from zamba_lm.ops.gpu import lazy, no_triton
+from zamba_lm.ops.gpu import kernels
 from zamba_lm.ops.linear.cpu import linear_cpu, no_packing, pack
 from zamba_lm.ops.linear.normed import Normed
 from zamba_lm.ops.linear.reference import gated_linear_reference, linear_reference, row_scales, unpack
@@ -12,14 +12,14 @@ LINEAR = Op(
     "linear",
     (
         Implementation("onednn", linear_cpu, no_packing),
-        Implementation("triton", lazy("zamba_lm.ops.linear.triton", "linear_triton"), no_triton),
+        kernels("linear", "linear_triton"),
         Implementation("reference", linear_reference),
     ),
 )
 GATED_LINEAR = Op(
     "gated_linear",
     (
-        Implementation("triton", lazy("zamba_lm.ops.linear.triton", "gated_linear_triton"), no_triton),
+        kernels("linear", "gated_linear_triton"),
         Implementation("reference", gated_linear_reference),
     ),
 )

@@ -1,20 +1,20 @@
 """Root-mean-square normalisation, plain or gated over groups."""
 
 from zamba_lm.ops.dispatch import Implementation, Op
-from zamba_lm.ops.gpu import lazy, no_triton
+from zamba_lm.ops.gpu import kernels
 from zamba_lm.ops.norm.reference import gated_norm_reference, norm_reference
 
 NORM = Op(
     "norm",
     (
-        Implementation("triton", lazy("zamba_lm.ops.norm.triton", "norm_triton"), no_triton),
+        kernels("norm", "norm_triton"),
         Implementation("reference", norm_reference),
     ),
 )
 GATED_NORM = Op(
     "gated_norm",
     (
-        Implementation("triton", lazy("zamba_lm.ops.norm.triton", "gated_norm_triton"), no_triton),
+        kernels("norm", "gated_norm_triton"),
         Implementation("reference", gated_norm_reference),
     ),
 )

@@ -1,13 +1,13 @@
 """Rotary position embedding, half-split form."""
 
 from zamba_lm.ops.dispatch import Implementation, Op
-from zamba_lm.ops.gpu import lazy, no_triton
+from zamba_lm.ops.gpu import kernels
 from zamba_lm.ops.rope.reference import angles_reference, rope_reference
 
 ROPE = Op(
     "rope",
     (
-        Implementation("triton", lazy("zamba_lm.ops.rope.triton", "rope_triton"), no_triton),
+        kernels("rope", "rope_triton"),
         Implementation("reference", rope_reference),
     ),
 )

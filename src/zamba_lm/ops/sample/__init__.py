@@ -3,7 +3,7 @@
 import torch
 
 from zamba_lm.ops.dispatch import Implementation, Op
-from zamba_lm.ops.gpu import lazy, no_triton
+from zamba_lm.ops.gpu import kernels
 from zamba_lm.ops.sample.philox import uniform
 from zamba_lm.ops.sample.reference import greedy_reference, sample_reference
 from zamba_lm.ops.sample.settings import Settings
@@ -13,14 +13,14 @@ __all__ = ["GREEDY", "SAMPLE", "Settings", "greedy", "sample", "uniform"]
 GREEDY = Op(
     "greedy",
     (
-        Implementation("triton", lazy("zamba_lm.ops.sample.triton", "greedy_triton"), no_triton),
+        kernels("sample", "greedy_triton"),
         Implementation("reference", greedy_reference),
     ),
 )
 SAMPLE = Op(
     "sample",
     (
-        Implementation("triton", lazy("zamba_lm.ops.sample.triton", "sample_triton"), no_triton),
+        kernels("sample", "sample_triton"),
         Implementation("reference", sample_reference),
     ),
 )

@@ -1,19 +1,18 @@
 """The Mamba-1 selective scan over packed sequences, heads as groups."""
 
 from zamba_lm.ops.dispatch import Implementation, Op
-from zamba_lm.ops.gpu import lazy, no_triton
+from zamba_lm.ops.gpu import kernels
 from zamba_lm.ops.packing import Packing
 from zamba_lm.ops.scan.reference import scan_reference
+from zamba_lm.ops.step.reference import NO_LIMIT
 
 SCAN = Op(
     "scan",
     (
-        Implementation("triton", lazy("zamba_lm.ops.scan.triton", "scan_triton"), no_triton),
+        kernels("scan", "scan_triton"),
         Implementation("reference", scan_reference),
     ),
 )
-
-UNLIMITED = (0.0, float("inf"))
 
 
 def scan(
@@ -28,7 +27,7 @@ def scan(
     *,
     z_THP=None,
     dt_bias_HP=None,
-    dt_limit: tuple[float, float] = UNLIMITED,
+    dt_limit: tuple[float, float] = NO_LIMIT,
 ):
     """For each sequence and channel: h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t;  y_t = C_t . h_t + D x_t.
 
@@ -48,7 +47,7 @@ def scan(
         raise ValueError(f"state is {tuple(state_SHPN.shape)}, expected {expected} for {packing}")
     if z_THP is not None and z_THP.shape != x_THP.shape:
         raise ValueError(f"z is {tuple(z_THP.shape)}, expected {tuple(x_THP.shape)} as x")
-    if dt_bias_HP is None and dt_limit != UNLIMITED:
+    if dt_bias_HP is None and dt_limit != NO_LIMIT:
         raise ValueError(f"dt_limit {dt_limit} is for raw time steps: give dt_bias too")
     if dt_bias_HP is not None and dt_bias_HP.shape != (H, P):
         raise ValueError(f"dt_bias is {tuple(dt_bias_HP.shape)}, expected {(H, P)}")

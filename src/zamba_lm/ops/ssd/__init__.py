@@ -1,14 +1,15 @@
 """The Mamba-2 state-space scan (SSD) over packed sequences, in chunks of matrix products."""
 
 from zamba_lm.ops.dispatch import Implementation, Op
-from zamba_lm.ops.gpu import lazy, no_triton
+from zamba_lm.ops.gpu import kernels
 from zamba_lm.ops.packing import Packing
 from zamba_lm.ops.ssd.reference import CHUNK, ssd_reference
+from zamba_lm.ops.step.reference import NO_LIMIT
 
 SSD = Op(
     "ssd",
     (
-        Implementation("triton", lazy("zamba_lm.ops.ssd.triton", "ssd_triton"), no_triton),
+        kernels("ssd", "ssd_triton"),
         Implementation("reference", ssd_reference),
     ),
 )
@@ -25,7 +26,7 @@ def ssd(
     state_SHPN=None,
     chunk_states: int = 0,
     dt_bias_H=None,
-    dt_limit: tuple[float, float] = (0.0, float("inf")),
+    dt_limit: tuple[float, float] = NO_LIMIT,
 ):
     """For each sequence and head: h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T;  y_t = h_t C_t + D x_t.
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from zamba_lm.ops.packing import Packing, over_runs
-from zamba_lm.ops.step.reference import time_step
+from zamba_lm.ops.step.reference import NO_LIMIT, time_step
 
 CHUNK = 64  # tokens a matrix product sees at once
 SPAN = 2048  # tokens a row holds intermediates for at once
@@ -29,7 +29,7 @@ def ssd_reference(
     state_SHPN=None,
     chunk_states=0,
     dt_bias_H=None,
-    dt_limit=(0.0, float("inf")),
+    dt_limit=NO_LIMIT,
     *,
     chunk=CHUNK,
     span=SPAN,

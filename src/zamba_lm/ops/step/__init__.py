@@ -3,25 +3,25 @@
 import torch
 
 from zamba_lm.ops.dispatch import Implementation, Op
-from zamba_lm.ops.gpu import lazy, no_triton
+from zamba_lm.ops.gpu import kernels
 from zamba_lm.ops.step.mamba1 import mamba1_step_reference
 from zamba_lm.ops.step.mamba2 import mamba2_step_reference
-from zamba_lm.ops.step.reference import step_reference, time_step
+from zamba_lm.ops.step.reference import NO_LIMIT, step_reference, time_step
 
-__all__ = ["MAMBA1_STEP", "MAMBA2_STEP", "STEP", "mamba1_step", "mamba2_step", "step", "time_step"]
+__all__ = ["MAMBA1_STEP", "MAMBA2_STEP", "NO_LIMIT", "STEP", "mamba1_step", "mamba2_step", "step", "time_step"]
 
 STEP = Op("step", (Implementation("reference", step_reference),))
 MAMBA1_STEP = Op(
     "mamba1_step",
     (
-        Implementation("triton", lazy("zamba_lm.ops.step.triton", "mamba1_step_triton"), no_triton),
+        kernels("step", "mamba1_step_triton"),
         Implementation("reference", mamba1_step_reference),
     ),
 )
 MAMBA2_STEP = Op(
     "mamba2_step",
     (
-        Implementation("triton", lazy("zamba_lm.ops.step.triton", "mamba2_step_triton"), no_triton),
+        kernels("step", "mamba2_step_triton"),
         Implementation("reference", mamba2_step_reference),
     ),
 )

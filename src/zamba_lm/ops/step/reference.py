@@ -3,11 +3,13 @@
 import torch
 import torch.nn.functional as F
 
+NO_LIMIT = (0.0, float("inf"))
+
 
 def time_step(raw, bias, limit: tuple[float, float]):
     """softplus(raw + bias) in float32, clamped to ``limit``. One function for whole passes and single steps, so they agree."""
     dt = F.softplus(raw.float() + bias.float())
-    return dt if limit == (0.0, float("inf")) else dt.clamp(*limit)
+    return dt if limit == NO_LIMIT else dt.clamp(*limit)
 
 
 def step_reference(x_SHP, dt_SHP, A_HPN, B_SGN, C_SGN, D_HP, state_SHPN):

@@ -1,14 +1,14 @@
 """The head and its loss: linear layer and cross-entropy without ever holding all logits."""
 
 from zamba_lm.ops.dispatch import Implementation, Op
-from zamba_lm.ops.gpu import lazy, no_triton
+from zamba_lm.ops.gpu import kernels
 from zamba_lm.ops.xent.compiled import xent_compiled
 from zamba_lm.ops.xent.reference import xent_reference
 
 XENT = Op(
     "xent",
     (
-        Implementation("triton", lazy("zamba_lm.ops.xent.triton", "xent_triton"), no_triton),
+        kernels("xent", "xent_triton"),
         Implementation("reference", xent_reference),
         Implementation("compiled", xent_compiled),
     ),

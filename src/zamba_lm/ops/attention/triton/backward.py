@@ -20,7 +20,6 @@ from zamba_lm.ops.packing import Packing
 
 ROOM = 512 << 20  # bytes for P and dS together
 BLOCKS = 4
-LOG2_E = 1.4426950408889634
 
 
 @triton.jit

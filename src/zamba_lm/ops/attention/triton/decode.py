@@ -11,6 +11,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from zamba_lm.ops.attention.triton.configs import decode_config
+from zamba_lm.ops.attention.triton.products import LOG2_E
 from zamba_lm.ops.gpu import launch, multiprocessors
 from zamba_lm.ops.rope.triton import turned
 
@@ -178,7 +179,7 @@ def decode(q_SHd, k_SHd, v_SHd, scale, cache, angles, config=None):
         (S * H, splits),
         *(q_SHd, k_SHd, v_SHd, cos, sin, cache.keys, cache.values, cache.pages_SM, cache.past_S, y, partial, stats, counters),
         *(*q_SHd.stride()[:2], *k_SHd.stride()[:2], *v_SHd.stride()[:2], *cache.keys.stride()[:2]),
-        *(cache.pages_SM.stride(0), len(cache.keys), cache.pages_SM.shape[1], cache.page, scale * 1.4426950408889634),
+        *(cache.pages_SM.stride(0), len(cache.keys), cache.pages_SM.shape[1], cache.page, scale * LOG2_E),
         device=device,
         pdl=True,
         HEADS=H,

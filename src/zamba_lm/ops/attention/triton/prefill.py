@@ -10,7 +10,7 @@ import triton.language as tl
 
 from zamba_lm.ops.attention.triton.configs import prefill_config
 from zamba_lm.ops.attention.triton.descriptors import describable, descriptor
-from zamba_lm.ops.attention.triton.products import dot
+from zamba_lm.ops.attention.triton.products import LOG2_E, dot
 from zamba_lm.ops.attention.triton.tiles import query_tiles
 from zamba_lm.ops.gpu import capability, launch
 
@@ -173,7 +173,7 @@ def prefill(q_THd, k_THd, v_THd, scale, packing, cache=None, past=None, *, confi
         prefill_kernel,
         (len(tiles) * H * parts,),
         *(q_THd, *sources, pages, tiles, y, lse, len(tiles), T, *q_THd.stride()[:2], *rows, *pool, pages.stride(0)),
-        *(cache.page if cache is not None else 1, scale * 1.4426950408889634),
+        *(cache.page if cache is not None else 1, scale * LOG2_E),
         device=device,
         HEADS=H,
         D=D,

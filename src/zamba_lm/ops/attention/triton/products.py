@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+LOG2_E = 1.4426950408889634  # scores are scaled by it, so that weights are powers of two
+
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 

@@ -4,6 +4,8 @@ from functools import lru_cache
 
 import torch
 
+from zamba_lm.ops.packing import on_device
+
 
 @lru_cache(maxsize=32)  # the calls of one pass ask for the same one
 def query_tiles(lengths: tuple[int, ...], past: tuple[int, ...], size: int, device: torch.device) -> torch.Tensor:
@@ -13,4 +15,4 @@ def query_tiles(lengths: tuple[int, ...], past: tuple[int, ...], size: int, devi
         rows += [(s, start + i, min(size, length - i), before + i) for i in range(0, length, size)]
         start += length
     rows.sort(key=lambda row: -(row[2] + row[3]))
-    return torch.tensor(rows, dtype=torch.int32).to(device, non_blocking=True)
+    return on_device(rows, torch.int32, device)

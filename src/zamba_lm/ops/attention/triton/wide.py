@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from zamba_lm.ops.attention.triton.configs import in_page
-from zamba_lm.ops.attention.triton.products import dot
+from zamba_lm.ops.attention.triton.products import LOG2_E, dot
 from zamba_lm.ops.gpu import launch
 
 ROOM = 512 << 20  # bytes of weights
@@ -149,7 +149,7 @@ def _part(q, k, v, y, lse, scale, cache, config, s, start, first, count, before,
     launch(
         scores_kernel,
         (blocks, tiles, heads),
-        *(q, keys, P, tops, totals, *place, head, scale * 1.4426950408889634, *q.stride()[:2], *strides[0], pool, page),
+        *(q, keys, P, tops, totals, *place, head, scale * LOG2_E, *q.stride()[:2], *strides[0], pool, page),
         BN=cols,
         BK=step,
         STAGES=stages,

@@ -7,8 +7,8 @@ import torch
 from zamba_lm.ops.gpu import launch
 from zamba_lm.ops.packing import Packing
 from zamba_lm.ops.scan.triton.forward import spread_kernel
+from zamba_lm.ops.step.reference import NO_LIMIT
 
-UNLIMITED = (0.0, float("inf"))
 AHEAD = 64  # tokens that a kernel may load beyond those it has
 
 
@@ -32,14 +32,14 @@ class Inputs:
     @classmethod
     def of(cls, x, dt, A, D, z, dt_bias, packing, dt_limit):
         x, D = dense(x), D.contiguous()
-        low, high = UNLIMITED if dt_bias is None else dt_limit
+        low, high = NO_LIMIT if dt_bias is None else dt_limit
         gate, bias = x if z is None else dense(z), D if dt_bias is None else dt_bias.contiguous()
         given = (dt_bias is not None, z is not None)
         return cls(x, dense(dt), A.contiguous(), D, gate, bias, A.shape[-1], packing, *given, float(low), float(high))
 
     @property
     def flags(self) -> dict[str, bool]:
-        return {"RAW": self.raw, "LIMITED": (self.low, self.high) != UNLIMITED, "GATE": self.gated}
+        return {"RAW": self.raw, "LIMITED": (self.low, self.high) != NO_LIMIT, "GATE": self.gated}
 
 
 def dense(value):

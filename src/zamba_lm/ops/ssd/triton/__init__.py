@@ -13,8 +13,9 @@ and then takes all chunks at once.
 import torch
 
 from zamba_lm.ops.packing import Packing
-from zamba_lm.ops.ssd.triton.call import NO_LIMIT, Call
+from zamba_lm.ops.ssd.triton.call import Call
 from zamba_lm.ops.ssd.triton.configs import LARGEST_GRADIENT, power
+from zamba_lm.ops.step.reference import NO_LIMIT
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST = (128, 256)  # P and N

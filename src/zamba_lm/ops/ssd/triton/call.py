@@ -9,8 +9,7 @@ from zamba_lm.ops.ssd.triton.gradient import SHARES, inputs_kernel, maps_kernel
 from zamba_lm.ops.ssd.triton.plan import HEADS, plan
 from zamba_lm.ops.ssd.triton.scan import scan_kernel
 from zamba_lm.ops.ssd.triton.steps import steps_kernel
-
-NO_LIMIT = (0.0, float("inf"))
+from zamba_lm.ops.step.reference import NO_LIMIT
 
 
 class Call:

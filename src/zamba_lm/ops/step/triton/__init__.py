@@ -4,6 +4,7 @@ import torch
 import triton
 
 from zamba_lm.ops.gpu import launch
+from zamba_lm.ops.step.reference import NO_LIMIT
 from zamba_lm.ops.step.triton.configs import (
     MAMBA1_BY_HAND,
     MAMBA1_CONV,
@@ -16,7 +17,6 @@ from zamba_lm.ops.step.triton.configs import (
 from zamba_lm.ops.step.triton.mamba1 import mamba1_conv, mamba1_low, mamba1_state, mamba1_token
 from zamba_lm.ops.step.triton.mamba2 import mamba2_token
 
-NO_LIMIT = (0.0, float("inf"))
 FETCHING_ROWS = 8  # up to here programs are few enough that what they ask for early is what they wait for
 _arrivals: dict[tuple[torch.device, int], torch.Tensor] = {}
 
