@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import MistralConfig, MistralForCausalLM
 
 from zamba_lm.eval.bench.clock import Peak, forget_peak, measure
 from zamba_lm.eval.bench.costs import Cost
@@ -39,9 +38,17 @@ SHAPE = {
 }
 
 
-def build(layers: int, device: torch.device):
+def shape(layers: int | None = None):
+    """transformers' config of the model, or of its first layers."""
+    from transformers import MistralConfig  # when it is needed: others use this file's names only
+
+    return MistralConfig(**SHAPE | {"num_hidden_layers": layers or SHAPE["num_hidden_layers"]})
+
+
+def build(config, device: torch.device):
     """The model in bfloat16, its weights drawn on the device."""
-    config = MistralConfig(**SHAPE | {"num_hidden_layers": layers})
+    from transformers import MistralForCausalLM
+
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(device):
         model = MistralForCausalLM(config)
@@ -49,7 +56,7 @@ def build(layers: int, device: torch.device):
     return model.eval().requires_grad_(False)
 
 
-def cost(config: MistralConfig, parameters: int, batch: int, context: int) -> Cost:
+def cost(config, parameters: int, batch: int, context: int) -> Cost:
     """Bytes and operations of one step: every weight but the embedding, keys and values."""
     head_dim = config.hidden_size // config.num_attention_heads
     weights = parameters - config.vocab_size * config.hidden_size
@@ -58,59 +65,72 @@ def cost(config: MistralConfig, parameters: int, batch: int, context: int) -> Co
     return Cost(2 * weights + batch * context * kv, batch * (2 * weights + attention))
 
 
+class Dense:
+    """The model on a device, and rows of its decoding."""
+
+    def __init__(self, device: torch.device, roof: Roof, repeats: int, layers: int | None = None):
+        self.device, self.roof, self.repeats, self.layers = device, roof, repeats, layers
+        self.config = shape(layers)
+        self.model = build(self.config, device)
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+
+    def blank(self, **options) -> Report:
+        """A report without rows."""
+        model = {
+            "name": "mistral-7b" + (f" (first {self.layers} layers)" if self.layers else ""),
+            "preset": "mistral-7b",
+            "random": True,
+            "layers": self.config.num_hidden_layers,
+            "dtype": "bfloat16",
+            "parameters": self.parameters,
+            "weight_bytes": 2 * self.parameters,
+        }
+        return Report(
+            kind="decode",
+            command=shlex.join(["python", "benchmarks/dense.py", *sys.argv[1:]]),
+            time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            versions=versions(),
+            device=device_facts(self.device),
+            roof=self.roof,
+            model=model,
+            options=options,
+            peer=describe(),
+        )
+
+    def row(self, batch: int, context: int) -> Row:
+        """A step of decoding ``batch`` sequences that hold ``context`` tokens."""
+        least = cost(self.config, self.parameters, batch, context)
+        what = {"side": SIDES[1], "batch": batch, "context": context, "tokens": batch, "cost": least}
+        limit = least.limit(self.roof.copy_rate, self.roof.matrix_rate)
+        try:
+            with Peak(self.device) as peak:
+                decoder = TheirDecoder(self.model, batch)
+                note = prepare(decoder, batch, context, self.config.vocab_size, 0)
+                forget_peak(self.device)
+                seconds = measure(decoder.step, self.device, self.repeats)
+        except torch.OutOfMemoryError:
+            return Row(seconds=None, limit=limit, note="out of memory", **what)
+        return Row(seconds=seconds, limit=limit, peak_bytes=peak.bytes, note=note, **what)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--context", default="512")
     parser.add_argument("--batch", default="1")
-    parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"])
+    parser.add_argument("--layers", type=int)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     device = as_device(args.device)
-    roof = Roof.of(device, torch.bfloat16)
-    model = build(args.layers, device)
-    parameters = sum(p.numel() for p in model.parameters())
-    report = Report(
-        kind="decode",
-        command=shlex.join(["python", "benchmarks/dense.py", *sys.argv[1:]]),
-        time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        versions=versions(),
-        device=device_facts(device),
-        roof=roof,
-        model={
-            "name": "mistral-7b" + ("" if args.layers == SHAPE["num_hidden_layers"] else f" (first {args.layers} layers)"),
-            "preset": "mistral-7b",
-            "random": True,
-            "layers": args.layers,
-            "dtype": "bfloat16",
-            "parameters": parameters,
-            "weight_bytes": 2 * parameters,
-        },
-        options={name: str(value) for name, value in vars(args).items()},
-        peer=describe(),
-    )
+    dense = Dense(device, Roof.of(device, torch.bfloat16), args.repeats, args.layers)
+    report = dense.blank(**{name: str(value) for name, value in vars(args).items()})
     for batch in whole_numbers("--batch", args.batch):
         for context in whole_numbers("--context", args.context):
-            report.rows.append(row(model, parameters, batch, context, device, roof, args.repeats))
+            report.rows.append(dense.row(batch, context))
     show(report)
     if args.json:
         args.json.write_text(json.dumps(report.plain(), indent=1) + "\n")
-
-
-def row(model, parameters: int, batch: int, context: int, device: torch.device, roof: Roof, repeats: int) -> Row:
-    least = cost(model.config, parameters, batch, context)
-    what = {"side": SIDES[1], "batch": batch, "context": context, "tokens": batch, "cost": least}
-    limit = least.limit(roof.copy_rate, roof.matrix_rate)
-    try:
-        with Peak(device) as peak:
-            decoder = TheirDecoder(model, batch)
-            note = prepare(decoder, batch, context, model.config.vocab_size, 0)
-            forget_peak(device)
-            seconds = measure(decoder.step, device, repeats)
-    except torch.OutOfMemoryError:
-        return Row(seconds=None, limit=limit, note="out of memory", **what)
-    return Row(seconds=seconds, limit=limit, peak_bytes=peak.bytes, note=note, **what)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,23 @@
-"""The `zamba-lm bench` commands that measure what benchmarks/h200.py measures, one by one."""
+"""How the work is shared out among GPUs, and the `zamba-lm bench` commands that measure the same, one by one."""
 
 from zamba_lm.eval.bench.cases import CASES, Case
 
 SWEEP = tuple(512 * 4**n for n in range(5))  # 512 to 131072
 SWEPT = ("zamba2-2.7b", "zamba-7b-v1")
+DENSE = "mistral-7b"
 KERNEL_PRESETS = ("zamba2-2.7b", "zamba-7b-v1", "zamba2-7b", "zamba2-1.2b")
+SHARES = (  # parts and presets for each of four GPUs, all about as long
+    ("ours,theirs", ("zamba2-2.7b",)),
+    ("ours,theirs", ("zamba-7b-v1",)),
+    ("kernels,dense", KERNEL_PRESETS),
+    ("start,sweep", SWEPT),
+)
+
+
+def share_words(number: int) -> list[str]:
+    """What benchmarks/h200.py has to be told for share ``number``, counted from 0."""
+    parts, presets = SHARES[number]
+    return ["--parts", parts, "--presets", ",".join(presets), "--name", f"share-{number}"]
 
 
 def commands(folder: str) -> list[str]:
@@ -19,7 +32,7 @@ def commands(folder: str) -> list[str]:
         found.append(
             f"zamba-lm bench decode --preset {preset} --random --context {contexts} --against transformers --json {file}"
         )
-    return [*found, f"python benchmarks/dense.py --context {contexts} --json {folder}/sweep-mistral-7b.json"]
+    return [*found, f"python benchmarks/dense.py --context {contexts} --json {folder}/sweep-{DENSE}.json"]
 
 
 def _case_command(case: Case, folder: str) -> str:

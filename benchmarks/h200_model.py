@@ -12,8 +12,9 @@ from zamba_lm.eval.bench.clock import allocated
 from zamba_lm.eval.bench.job import KINDS, Options, agreement_of, device_facts, reference_of
 from zamba_lm.eval.bench.roof import Roof
 from zamba_lm.eval.bench.sides import Place
-from zamba_lm.eval.bench.subject import Subject, choose, for_training, ready
+from zamba_lm.eval.bench.subject import Subject, choose
 from zamba_lm.eval.bench.whole import Bench
+from zamba_lm.model.ready import for_training, ready
 
 PATIENT = 1024  # tokens
 
@@ -64,7 +65,7 @@ class Model:
     def prepare(self, training: bool) -> None:
         """As decoding wants the model, or as training does. (On a CPU preparing packs weights, which nothing undoes.)"""
         if self.device.type == "cuda":
-            for_training(self.model) if training else ready(self.model, merge=True)
+            for_training(self.model) if training else ready(self.model)
 
     def compare(self) -> None:
         """Build their model, and hold both sides against the exact pass, for decoding and for training."""

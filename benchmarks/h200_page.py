@@ -4,31 +4,15 @@ Every figure comes from a file, with the command that made it; figures of others
 registry (zamba_lm/eval/bench/cases.py), and say so.
 """
 
-import json
 import subprocess
 from pathlib import Path
 
+from benchmarks.h200_commands import DENSE, KERNEL_PRESETS, SWEPT
 from zamba_lm.eval.bench.cases import CASES, SOURCES, Case
 
 ROOT = Path(__file__).parents[1]
-
-
-def read(paths: list[Path]) -> list[dict]:
-    """Reports of files and of folders of files; where two have the same rows, the later one counts."""
-    files = [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
-    found: dict[str, dict] = {}
-    for file in files:
-        told = json.loads(file.read_text())
-        for report in told if isinstance(told, list) else [told]:
-            found.pop(key := _key(report), None)
-            found[key] = report
-    return list(found.values())
-
-
-def _key(report: dict) -> str:
-    rows = sorted({(row["batch"], row["context"]) for row in report["rows"]}) if report["kind"] != "kernels" else ""
-    options = [report["options"].get(name) for name in ("state_dtype", "recompute", "op", "batch", "context")]
-    return json.dumps([report["kind"], report["model"]["name"], rows, options])
+MISSING = "Not measured."
+NOT = "not measured"
 
 
 def page(reports: list[dict], at: str = "") -> str:
@@ -51,12 +35,17 @@ def page(reports: list[dict], at: str = "") -> str:
         "## The cases",
         case_table(reports),
         f"`elsewhere` are figures of others taken earlier, on another machine of this kind:\n\n{elsewhere}",
+        "## From weights in memory to the first token",
+        start_table(reports) or MISSING,
         "## Errors",
-        agreement_table(reports),
+        agreement_table(reports) or MISSING,
         "## Kernels",
+        slower_table(reports),
         *kernel_tables(reports),
+        absent("kernels", KERNEL_PRESETS, [r for r in reports if r["kind"] == "kernels"]),
         "## Contexts of all lengths",
         sweep_table(reports),
+        absent("contexts", (*SWEPT, DENSE), swept(reports)),
         "## Commands",
         "```\n" + "\n".join(dict.fromkeys(report["command"] for report in reports)) + "\n```",
     ]
@@ -70,15 +59,37 @@ def case_table(reports: list[dict]) -> str:
         ours, theirs = _rows_of(case, reports)
         cells = [case.name, _time(ours and ours["limit"]), _time(case.reach) + (f", {case.peak / 1e9:g} GB" if case.peak else "")]
         if ours is None:
-            cells += ["not measured"] + [""] * 6
+            cells += [NOT, "", "", "", NOT if case.hf else "", "", ""]
         else:
             good = {True: "**", False: ""}[bool(ours["reached"])]
             cells += [good + _figure(ours) + good, _spread(ours), _percent(ours["of_limit"]), _gb(ours)]
-            cells += [_figure(theirs), _gb(theirs), f"{ours['speed_up']:.1f} x" if ours["speed_up"] else ""]
+            cells += [_figure(theirs) or (NOT if case.hf else ""), _gb(theirs), _speed_up(ours, theirs)]
         earlier = {"transformers": case.hf, "vLLM": case.vllm}
         cells.append(", ".join(f"{who} {_time(time)}" for who, time in earlier.items() if time))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n\nBold: reached. Train-step: a pass of 4096 tokens."
+
+
+def _speed_up(ours: dict, theirs: dict | None) -> str:
+    """Nothing where outputs disagree, or where nobody compared them."""
+    if ours["speed_up"]:
+        return f"{ours['speed_up']:.1f} x"
+    return "outputs not shown to agree" if theirs and theirs["seconds"] else ""
+
+
+def absent(what: str, names: tuple[str, ...], reports: list[dict]) -> str:
+    """A line for the models of which something is missing."""
+    there = {report["model"]["name"] for report in reports}
+    missing = [name for name in names if name not in there]
+    return f"Not measured, {what}: {', '.join(missing)}." if missing else ""
+
+
+def start_table(reports: list[dict]) -> str:
+    lines = ["| model | by | seconds | how |", "|---|---|---|---|"]
+    for report in reports:
+        if report["kind"] == "start":
+            lines += [f"| {report['model']['name']} | {row['side']} | {_figure(row)} | {row['note']} |" for row in report["rows"]]
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def _rows_of(case: Case, reports: list[dict]) -> tuple[dict | None, dict | None]:
@@ -105,6 +116,21 @@ def agreement_table(reports: list[dict]) -> str:
     return "\n".join(lines) + "\n\n" + note if len(lines) > 2 else ""
 
 
+def slower_table(reports: list[dict]) -> str:
+    """Where somebody else's kernel that does the same is faster than ours."""
+    lines = ["| model | kernel | rows | tokens | ours | faster | time |", "|---|---|---|---|---|---|---|"]
+    kernels = [report for report in reports if report["kind"] == "kernels"]
+    for report in kernels:
+        for row in report["rows"]:
+            if not row["ours"] and not row.get("part") and row["ratio"] and row["ratio"] < 1:
+                ours = _time(row["seconds"]["median"] / row["ratio"])
+                cells = [row["kernel"], str(row["rows"]), str(row["tokens"]), ours, row["side"], _figure(row)]
+                lines.append("| " + " | ".join([report["model"]["name"], *cells]) + " |")
+    if len(lines) > 2:
+        return "Slower than somebody else's:\n\n" + "\n".join(lines)
+    return "None of those measured is slower than somebody else's." if kernels else ""
+
+
 def kernel_tables(reports: list[dict]) -> list[str]:
     found = []
     for report in reports:
@@ -123,14 +149,21 @@ def kernel_tables(reports: list[dict]) -> list[str]:
     return found
 
 
+def swept(reports: list[dict]) -> list[dict]:
+    return [r for r in reports if r["kind"] == "decode" and (len({row["context"] for row in r["rows"]}) > 2 or _dense(r))]
+
+
+def _dense(report: dict) -> bool:
+    return report["model"]["preset"] == DENSE
+
+
 def sweep_table(reports: list[dict]) -> str:
-    swept = [r for r in reports if r["kind"] == "decode" and len({row["context"] for row in r["rows"]}) > 2]
     lines = ["| model | by | context | time a step | peak GB | of the limit |", "|---|---|---|---|---|---|"]
-    for report in swept:
+    for report in swept(reports):
         for row in sorted(report["rows"], key=lambda row: (row["side"] != "zamba-lm", row["context"])):
             cells = [report["model"]["name"], row["side"], str(row["context"]), _figure(row), _gb(row), _percent(row["of_limit"])]
             lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) if swept else ""
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def _figure(row: dict | None) -> str:

@@ -1,6 +1,8 @@
-"""Draw time and memory of decoding against context length, from files of `zamba-lm bench decode --json`.
+"""Draw time and memory of decoding against context length.
 
-python tools/plot_gpu.py PICTURE.png SWEEP.json ...
+    python tools/plot_gpu.py PICTURE.png FILE.json ...
+
+Files are those of `zamba-lm bench decode --json` or the one beside a results page; rows of batch 1 are drawn.
 """
 
 import json
@@ -21,12 +23,16 @@ PANELS = (("seconds", "milliseconds a token", 1e3), ("peak_bytes", "device memor
 def lines(files: list[Path]) -> dict[tuple[str, str], dict[int, dict]]:
     """Rows of batch 1 by (model, side) and context."""
     found: dict[tuple[str, str], dict[int, dict]] = {}
-    for file in files:
-        report = json.loads(file.read_text())
+    for report in (report for file in files for report in reports(file)):
         for row in report["rows"]:
             if report["kind"] == "decode" and row["batch"] == 1 and row["seconds"]:
                 found.setdefault((report["model"]["name"], row["side"]), {})[row["context"]] = row
     return found
+
+
+def reports(file: Path) -> list[dict]:
+    told = json.loads(file.read_text())
+    return told if isinstance(told, list) else [told]
 
 
 def draw(found: dict[tuple[str, str], dict[int, dict]], picture: Path) -> None:

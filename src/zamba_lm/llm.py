@@ -9,24 +9,19 @@ from functools import cached_property
 from numbers import Integral
 from pathlib import Path
 
-import torch
-
 from zamba_lm.engine.defaults import from_generation_config
 from zamba_lm.engine.engine import Engine, completion
 from zamba_lm.engine.request import Completion, Event, Request, SamplingParams
 from zamba_lm.errors import ZambaError
 from zamba_lm.hub import EMBEDDED, resolve
 from zamba_lm.model.load import as_device, load_model
-from zamba_lm.model.merge import merge_adapters, merged_bytes
-from zamba_lm.model.pack import pack_weights
+from zamba_lm.model.ready import ready
 from zamba_lm.model.zamba import Zamba
 from zamba_lm.ops.dispatch import use, without
 from zamba_lm.parallel import load_parallel
 from zamba_lm.text.stop import StopStrings
 from zamba_lm.text.stream import Detokenizer
 from zamba_lm.text.tokenizer import Tokenizer
-
-SPARE = 0.1  # of a GPU's free memory may go into merged adapters, which save each token some 2 % of its time
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, str]]
@@ -77,10 +72,7 @@ class LLM:
             _warn_of_fallbacks(device)
         if self._parallel:
             return load_parallel(self.folder, **self._how)
-        model = pack_weights(load_model(self.folder, **self._how))
-        if device.type == "cuda" and merged_bytes(model) < torch.cuda.mem_get_info(device)[0] * SPARE:
-            merge_adapters(model)
-        return model
+        return ready(load_model(self.folder, **self._how))
 
     @cached_property
     def engine(self) -> Engine:

@@ -209,7 +209,7 @@ class Interrupted(BaseException):
 
 
 def broken_off(error):
-    def forward(*args):
+    def forward(*args, **kwargs):
         raise error
 
     return forward

@@ -70,19 +70,33 @@ def rmsnorm_fn(x, weight, bias, z=None, eps=1e-6, group_size=None, norm_before_g
     return (F.rms_norm(gated, (group_size,), eps=eps).flatten(-2) * weight).to(x.dtype)
 
 
+def mamba_split_conv1d_scan_combined(
+    zxbcdt, conv1d_weight, conv1d_bias, dt_bias, A, D, chunk_size, rmsnorm_weight, rmsnorm_eps, headdim, ngroups, norm_before_gate
+):
+    """zxbcdt (batch, length, 2 dim + 2 ngroups dstate + nheads)."""
+    C, (H,) = len(conv1d_weight), D.shape
+    z, xBC, dt = zxbcdt.split((H * headdim, C, H), -1)
+    xBC = causal_conv1d_fn(xBC.transpose(1, 2), conv1d_weight, conv1d_bias).transpose(1, 2)
+    x, B, C = xBC.split((H * headdim, (C - H * headdim) // 2, (C - H * headdim) // 2), -1)
+    x, B, C = x.unflatten(-1, (H, headdim)), B.unflatten(-1, (ngroups, -1)), C.unflatten(-1, (ngroups, -1))
+    y = mamba_chunk_scan_combined(x, F.softplus(dt + dt_bias), A, B, C, chunk_size, D)
+    group = H * headdim // ngroups
+    return rmsnorm_fn(y.flatten(-2), rmsnorm_weight, None, z, rmsnorm_eps, group, norm_before_gate)
+
+
 MODULES = {
     "causal_conv1d": (causal_conv1d_fn, causal_conv1d_update),
     "mamba_ssm": (),
     "mamba_ssm.ops": (),
     "mamba_ssm.ops.selective_scan_interface": (selective_scan_fn,),
     "mamba_ssm.ops.triton": (),
-    "mamba_ssm.ops.triton.ssd_combined": (mamba_chunk_scan_combined,),
+    "mamba_ssm.ops.triton.ssd_combined": (mamba_chunk_scan_combined, mamba_split_conv1d_scan_combined),
     "mamba_ssm.ops.triton.selective_state_update": (selective_state_update,),
     "mamba_ssm.ops.triton.layernorm_gated": (rmsnorm_fn,),
 }
 OPS = {
     "zamba": {"conv", "scan", "mamba1_step"},
-    "zamba2, everything": {"conv", "ssd", "mamba2_step", "gated_norm"},
+    "zamba2, everything": {"conv", "ssd", "mamba2_step", "gated_norm", "mamba2"},
 }
 
 

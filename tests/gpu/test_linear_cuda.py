@@ -10,7 +10,7 @@ from zamba_lm.ops.dispatch import record
 from zamba_lm.ops.linear import Normed, gated_linear, linear
 
 pytestmark = pytest.mark.gpu
-ROWS = [1, 2, 4, 5, 17, 63, 64, 65, 129, 500]
+ROWS = [1, 2, 4, 5, 17, 32, 63, 64, 65, 129, 500]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # (O, I, groups of the norm, residual, split input) of one model each: input projection, output projection, q k v, down, link
 SHAPES = {
@@ -78,6 +78,58 @@ def test_gated(rows, F, I, with_adapter):  # noqa: E741
             adapter = (randn(128, I, dtype=dtype, scale=I**-0.5), randn(2 * F, 128, dtype=dtype, scale=0.03), None, None)
         poison(rows, F, dtype=dtype)
         assert_within("op", gated_linear(x, weight, norm=norm, adapter=adapter), naive_gated(x, weight, norm, adapter))
+
+
+@pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0), reason="kernels for Hopper")
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("width", [1024, 1032, 2048, 2056, 3000, 4104, 5000, 7168, 10448, 16384])
+def test_any_width_through_shared_memory(width, dtype):
+    """Powers of two and what is a little more, one row and several, into a number of outputs that nothing divides."""
+    from zamba_lm.ops.linear.triton import few
+
+    weight, norm = randn(1501, width, dtype=dtype, scale=width**-0.5), Normed(1 + randn(width, dtype=dtype, scale=0.25), 1e-5)
+    assert few.streams_through(weight)
+    x, residual = randn(1, width, dtype=dtype), randn(1, 1501, dtype=dtype, seed=1)
+    assert_within("op", few.ring_row(x, weight, norm, residual), naive(x, weight, norm, residual))
+    assert_within("op", few.ring_row(x, weight[:1500], norm, gated=True), naive_gated(x, weight[:1500], norm))
+    for rows in (3, 33):
+        x, residual = randn(rows, width, dtype=dtype), randn(rows, 1501, dtype=dtype, seed=1)
+        assert_within("op", linear(x, weight, norm=norm, residual_TO=residual), naive(x, weight, norm, residual))
+        assert_within("op", gated_linear(x, weight[:1500], norm=norm), naive_gated(x, weight[:1500], norm))
+
+
+def test_what_does_not_fit_shared_memory_goes_another_way():
+    from zamba_lm.ops.linear.triton.few import streams_through
+
+    dtype = torch.bfloat16
+    odd, wide, part = randn(1030, 1028, dtype=dtype), randn(64, 20000, dtype=dtype), randn(1024, 1032, dtype=dtype)[:, :1024]
+    assert not streams_through(odd) and not streams_through(wide)
+    for weight in (odd, wide, part):
+        for rows in (1, 3):
+            x = randn(rows, weight.shape[1], dtype=dtype, scale=weight.shape[1] ** -0.5)
+            assert_within("op", linear(x, weight), naive(x, weight))
+
+
+@pytest.mark.parametrize("rows", [2, 32])
+def test_several_rows_in_a_graph_give_the_same_bits(rows):
+    """Sums over parts of the columns meet in counters, which every replay finds as the first did."""
+    dtype = torch.bfloat16
+    x, ups = randn(rows, 2560, dtype=dtype), [randn(10448, 2560, dtype=dtype, scale=0.02, seed=i) for i in range(3)]
+    downs = [randn(2560, 10448, dtype=dtype, scale=0.01, seed=i) for i in range(3)]
+
+    def chain(h):
+        for a, b in zip(ups, downs, strict=True):
+            h = linear(linear(h, a), b, residual_TO=h)
+        return h
+
+    expected = chain(x)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = chain(x)
+    for _ in range(50):
+        y.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(y, expected)
 
 
 def test_strided_rows():

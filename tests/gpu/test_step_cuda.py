@@ -6,6 +6,7 @@ import torch
 from tests.numerics.tolerances import assert_within
 from tests.ops.mixers import NO_LIMIT, Mamba1Token, Mamba2Token
 from zamba_lm.ops.dispatch import force, record
+from zamba_lm.ops.linear import linear
 
 pytestmark = pytest.mark.gpu
 
@@ -67,6 +68,20 @@ def test_a_narrow_state_is_a_wide_one_rounded(make, rows):
     y = token.step(token.h, token.window.clone(), token.state)
     assert_within("op", y, token.step(token.h, token.window, wide))  # compiled apart: last places may differ
     assert_within("op", token.state, wide)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 40])
+def test_what_is_old_is_read_early(make, rows):
+    """Behind a kernel of the same chain that makes h; torch's own, which wait for all, stand between one token and the next."""
+    token = make(rows, dtype=F32)
+    window, state, slots = on_slots(token)
+    weight = torch.eye(token.h.shape[1], device="cuda")
+    for h in torch.randn(9, *token.h.shape, device="cuda"):
+        y = token.step(linear(h, weight), window, state, slots, early=True)
+        with force(mamba1_step="reference", mamba2_step="reference"):
+            expected = token.step(h, token.window, token.state)
+        assert_within("gradient", y, expected)
+    assert_within("gradient", state[slots.long()], token.state)
 
 
 @pytest.mark.parametrize("rows", [1, 4, 40])

@@ -320,3 +320,47 @@ def test_a_slot_outside_a_view_is_out_of_reach(slot, do):
     with pytest.raises(IndexError, match=f"slot {slot} of a state with 2"):
         view.reset(slot) if do == "reset" else view.move(*((slot, 0) if do == "move from" else (0, slot)))
     assert state.lengths == before.lengths and torch.equal(state.ssm, before.ssm)
+
+
+# slots in any order, and going back
+
+
+@pytest.mark.parametrize("paged", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_slots_are_selected_in_any_order(name, paged):
+    state = State(CONFIGS[name], 3, paged=paged)
+    texts = [text(seed) for seed in range(3)]
+    read(name, state, *(one[: 5 + seed] for seed, one in enumerate(texts)))
+    chosen = [2, 0, 2, 1]
+    other = state.slots(1, 3).select([1, 0]) if not paged else state.select([2, 1])
+    several = state.select(chosen)
+    assert several.lengths == [7, 5, 7, 6] and several.whole is several
+    poisoned(state)
+    for some, rows in ((several, chosen), (other, [2, 1])):
+        found = read(name, some, *(texts[row][5 + row : 20] for row in rows))
+        for row, logits in zip(rows, found):
+            assert_within("paths", logits, whole(name, row)[5 + row : 20])
+
+
+def test_slots_that_are_not_there_are_not_selected():
+    with pytest.raises(IndexError):
+        State(CONFIGS["zamba"], 3).slots(1, 3).select([0, 2])
+
+
+@pytest.mark.parametrize("paged", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_going_back_to_a_snapshot(name, paged):
+    state = State(CONFIGS[name], 3, paged=paged)
+    texts = [text(seed) for seed in range(3)]
+    read(name, state, *(one[:9] for one in texts))
+    part = state.slots(1, 3)
+    snapshot = part.snapshot()
+    for _ in range(2):
+        read(name, part, *(text(seed + 7, 13) for seed in range(2)))
+        part.restore(snapshot)
+        assert state.lengths == [9, 9, 9]
+    found = read(name, state, *(one[9:20] for one in texts))
+    for seed, logits in enumerate(found):
+        assert_within("paths", logits, whole(name, seed)[9:20])
+    swapped = snapshot.select([1, 0])
+    assert torch.equal(swapped.ssm[:, 0], snapshot.ssm[:, 1]) and swapped.ages == (9, 9)

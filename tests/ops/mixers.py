@@ -24,8 +24,8 @@ class Mamba2Token:
         self.groups, self.dt_limit = groups, dt_limit
         _move(self, device)
 
-    def step(self, h, window, state, slots=None):
-        return mamba2_step(h, window, state, self.constants, self.groups, self.dt_limit, slots)
+    def step(self, h, window, state, slots=None, *, early=False):
+        return mamba2_step(h, window, state, self.constants, self.groups, self.dt_limit, slots, early)
 
     def definition(self):
         """(y, window, state) after the token, in float64."""
@@ -60,8 +60,8 @@ class Mamba1Token:
         self.dt_limit = dt_limit
         _move(self, device)
 
-    def step(self, h, window, state, slots=None):
-        return mamba1_step(h, window, state, self.constants, self.x_proj, self.dt_proj, self.dt_limit, slots)
+    def step(self, h, window, state, slots=None, *, early=False):
+        return mamba1_step(h, window, state, self.constants, self.x_proj, self.dt_proj, self.dt_limit, slots, early)
 
     def definition(self):
         conv_weight, conv_bias, dt_bias, A, D = self.constants

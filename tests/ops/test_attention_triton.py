@@ -77,7 +77,7 @@ def test_prefill_in_two_steps(page):
     if page:
         before = [make(p + 1, 20)[1:] for p in past]
         cache = paged([(keys[:-1], values[:-1]) for keys, values in before], [133, 150], page=page, heads=2, width=20)
-        append(q, k, v, new, past, cache, None, False)
+        append(q, k, v, Packing(new), cache, None, False)
     expected = attention_reference(q, k, v, 0.5, Packing(new), cache)
     for room in (1 << 29, 1 << 16):
         assert_within("op", wide_prefill(q, k, v, 0.5, Packing(new), cache, past, room=room), expected)

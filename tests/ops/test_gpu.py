@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -83,11 +85,19 @@ def test_a_kernel_knows_whether_it_may_start_early(monkeypatch):
 
 
 class Compiled:
-    def __init__(self, calls):
-        self.calls = calls
+    """What ``launch`` uses of a compiled kernel: its launcher, and where somebody watches launches, Triton's own way."""
+
+    function, packed_metadata = "function", "metadata"
+
+    def __init__(self, calls, watched):
+        self.calls, self.watched = calls, watched
+
+    def run(self, x, y, z, stream, function, metadata, about, enter, leave, *args):
+        assert (function, metadata, about, enter, leave) == ("function", "metadata", None, None, None)
+        self.calls.append(((x, y, z), args, stream))
 
     def __getitem__(self, grid):
-        return lambda *args, stream: self.calls.append((grid, args, stream))
+        return lambda *args, stream: self.watched.append((grid, args, stream))
 
 
 class Jit:
@@ -96,12 +106,12 @@ class Jit:
     arg_names = ("x", "n", "BLOCK", "WIDE")
 
     def __init__(self):
-        self.ordinary, self.quick = [], []
+        self.ordinary, self.quick, self.watched = [], [], []
 
     def __getitem__(self, grid):
         def run(*args, **options):
             self.ordinary.append((grid, args, options))
-            return Compiled(self.quick)
+            return Compiled(self.quick, self.watched)
 
         return run
 
@@ -128,6 +138,16 @@ def test_a_compiled_kernel_is_launched_by_addresses_from_the_second_time_on(one_
     assert len(kernel.ordinary) == 5, "another constant, dtype or missing tensor is another kernel"
 
 
+def test_who_watches_launches_sees_them(one_gpu, monkeypatch):
+    kernel, x = Jit(), torch.zeros(4)
+    hook = pytest.importorskip("triton").knobs.runtime.launch_enter_hook
+    for calls in ([], [print], []):
+        monkeypatch.setattr(hook, "calls", calls)
+        gpu.launch(kernel, (2,), x, 5, device=CUDA, BLOCK=8, WIDE=True, num_warps=1)
+    assert len(kernel.ordinary) == len(kernel.watched) == len(kernel.quick) == 1
+    assert kernel.watched == kernel.quick
+
+
 def test_what_only_triton_can_judge_goes_the_ordinary_way(one_gpu, monkeypatch):
     kernel = Jit()
     for argument in (object(), True):
@@ -139,3 +159,56 @@ def test_what_only_triton_can_judge_goes_the_ordinary_way(one_gpu, monkeypatch):
     for _ in range(2):
         gpu.launch(kernel, (1,), torch.zeros(4), 5, device=CUDA, BLOCK=8, WIDE=True)
     assert len(kernel.ordinary) == 6 and not kernel.quick, "a Triton that nobody tried this with"
+
+
+class Ahead:
+    """What ``compiling`` uses of Triton: a mode in which kernels that are asked for go to an executor."""
+
+    now = None
+
+    def __init__(self, executor, *, ignore_errors):
+        self.executor, self.futures = executor, []
+        assert ignore_errors
+
+    def __enter__(self):
+        Ahead.now = self
+
+    def __exit__(self, *error):
+        assert all(future.done() for future in self.futures), "on the way out all are there"
+
+
+class Warm(Jit):
+    def __init__(self, fails=False):
+        super().__init__()
+        self.asked, self.made, self.fails = [], [], fails
+
+    def warmup(self, *args, grid, **options):
+        def compile():
+            if self.fails:
+                raise ValueError("no such layout")
+            return self
+
+        self.asked.append(args)
+        Ahead.now.futures.append(Ahead.now.executor.submit(compile))
+
+    @property
+    def run(self):
+        self.made.append("launcher")
+
+
+def test_kernels_are_compiled_side_by_side_and_none_is_launched(one_gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    real = gpu.import_module
+    triton = SimpleNamespace(AsyncCompileMode=Ahead, __version__="3.6.0")
+    monkeypatch.setattr(gpu, "import_module", lambda name: triton if name == "triton" else real(name))
+    good, bad, x = Warm(), Warm(fails=True), torch.zeros(4)
+    with gpu.compiling(CUDA):
+        for n in (3, 5, 32):
+            gpu.launch(good, (2,), x, n, device=CUDA, BLOCK=8, WIDE=True)
+        gpu.launch(bad, (2,), x, 3, device=CUDA, BLOCK=8, WIDE=True)
+        assert not good.made, "nothing is compiled while more is asked for"
+    assert [args[1] for args in good.asked] == [3, 32] and good.made == ["launcher"] * 2
+    assert not good.ordinary and not bad.ordinary, "nothing was launched"
+    gpu.launch(bad, (2,), x, 3, device=CUDA, BLOCK=8, WIDE=True)
+    assert len(bad.ordinary) == 1, "outside, kernels are launched, and one that failed has its say"

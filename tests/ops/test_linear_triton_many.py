@@ -45,9 +45,17 @@ def test_side_by_side_normed_with_residual(total, dtype, groups):
         assert linear(x.float(), weight, norm=norm).dtype == dtype
 
 
-@pytest.mark.parametrize("total", [5, 33])
-@pytest.mark.parametrize(("dtype", "with_adapter"), [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False)])
-def test_gated(way, total, dtype, with_adapter):
+def test_the_sum_may_take_the_residuals_place():
+    x, weight, residual = randn(5, 72), randn(37, 72) / 12, randn(5, 37, seed=1)
+    expected = linear(x, weight, residual_TO=residual)
+    y = linear(x, weight, residual_TO=residual, overwrite=True)
+    assert torch.equal(y, expected) and y.data_ptr() == residual.data_ptr()
+
+
+@pytest.mark.parametrize("total", [5, 70])
+@pytest.mark.parametrize("with_adapter", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gated(way, dtype, with_adapter, total):
     x, weight = randn(total, 72, dtype=dtype), randn(42, 72, dtype=dtype) / 12
     norm = Normed(1 + randn(72, dtype=dtype) / 4, 1e-5)
     adapter = (randn(5, 72, dtype=dtype) / 8, randn(42, 5, dtype=dtype) / 8, None, None) if with_adapter else None

@@ -7,26 +7,31 @@ from tests.numerics.tolerances import assert_within
 from tests.ops.mixers import NO_LIMIT, Mamba1Token, Mamba2Token
 from zamba_lm.ops.dispatch import force
 from zamba_lm.ops.gpu import interpreted
+from zamba_lm.ops.step import triton as kernels
+from zamba_lm.ops.step.triton.configs import Mamba2Config
 
+pytest.importorskip("triton")
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 CASES = {
     "mamba2": (Mamba2Token, {}),
     "mamba2, 2 groups, odd sizes": (Mamba2Token, {"heads": 6, "width": 7, "groups": 2, "n": 5}),
     "mamba2, many blocks": (Mamba2Token, {"heads": 2, "width": 40, "n": 64}),
+    "mamba2, two kernels": (Mamba2Token, {"heads": 4, "width": 70, "groups": 2, "n": 5}),
     "mamba1": (Mamba1Token, {}),
     "mamba1, odd sizes": (Mamba1Token, {"heads": 3, "width": 75, "n": 5, "rank": 17}),
 }
 
 
 @pytest.fixture(params=CASES)
-def make(request):
+def make(request, monkeypatch):
     kind, shape = CASES[request.param]
+    if "two kernels" in request.param:
+        monkeypatch.setattr(kernels, "MAMBA2_ALONE", 0)
     return lambda rows, **more: kind(rows, **shape, **more)
 
 
 @pytest.fixture(autouse=True)
 def triton_here():
-    pytest.importorskip("triton")
     with interpreted(), force(mamba1_step="triton", mamba2_step="triton"):
         yield
 
@@ -46,15 +51,18 @@ def test_a_token(make, rows, dtype, dt_limit, taps):
     assert all(torch.equal(now, before) for now, before in zip(token.inputs(), kept, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("turns", "shape"), [(2, {"heads": 6, "width": 7, "groups": 2, "n": 5}), (3, {"heads": 5, "width": 8, "n": 8})]
-)
-def test_several_blocks_a_program(turns, shape, monkeypatch):
-    """Groups whose channels are no multiple of what a program takes, blocks that straddle heads, and those that do not."""
-    from zamba_lm.ops.step import triton as kernels
-    from zamba_lm.ops.step.triton.configs import Mamba2Config
+def test_what_is_old_may_be_read_early(make):
+    token = make(3)
+    expected, last_window, last = token.definition()
+    assert_within("op", token.step(token.h, token.window, token.state, early=True), expected)
+    assert_within("state", token.state, last)
+    assert torch.equal(token.window.double(), last_window)
 
-    monkeypatch.setattr(kernels, "MAMBA2", ((None, Mamba2Config(tile=32, turns=turns, warps=1)),))
+
+@pytest.mark.parametrize("shape", [{"heads": 6, "width": 7, "groups": 2, "n": 5}, {"heads": 5, "width": 8, "n": 8}])
+def test_small_blocks(shape, monkeypatch):
+    """Groups whose channels are no multiple of what a program takes, blocks that straddle heads, and those that do not."""
+    monkeypatch.setattr(kernels, "MAMBA2", Mamba2Config(tile=32, warps=1))
     token = Mamba2Token(1, **shape)
     expected, last_window, last = token.definition()
     for _ in range(2):  # the counters are as before

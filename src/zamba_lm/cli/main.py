@@ -5,7 +5,7 @@ import warnings
 
 import typer
 
-from zamba_lm.cli import bench, chat, convert, generate, info
+from zamba_lm.cli import bench, chat, convert, data, generate, info, train
 from zamba_lm.errors import ZambaError
 
 # Plain help and plain errors: drawing them with rich costs 0.1 s before the first letter.
@@ -24,6 +24,8 @@ app.command()(chat.chat)
 app.command()(info.info)
 app.command()(convert.convert)
 app.add_typer(bench.app, name="bench")
+app.add_typer(data.app, name="data")
+app.add_typer(train.app, name="train")
 
 
 @app.command()

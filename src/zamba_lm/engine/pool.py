@@ -50,6 +50,8 @@ class Pool:
         if len(self) == 0 and not wanted <= self.capacity <= 2 * wanted:
             self._replace(None)  # before the new one is made, so that they need not fit together
             self._replace(self.model.new_state(wanted + self.spare, ssm_dtype=self.ssm_dtype))
+            if self.spare:  # its page first, so that those of the first sequence are all there are
+                self.state.slots(wanted, wanted + self.spare).reserve((1,) * self.spare)
         elif wanted > self.capacity:
             self.state.resize(min(max(wanted, 2 * self.capacity), self.max_slots) + self.spare)
             self._views = {}

@@ -81,10 +81,7 @@ class Rows:
 
     def kind(self, n: int) -> str:
         """What it takes to choose a token for the first ``n`` rows."""
-        params = [p for p in self.params[:n] if p is not None]
-        if any(p.repetition_penalty != 1 for p in params):
-            return PENALISED
-        return PLAIN if all(p.greedy for p in params) else SAMPLED
+        return way([p for p in self.params[:n] if p is not None])
 
     def choose(self, start: int, stop: int, logits_SV: Tensor, kind: str | None = None) -> None:
         """Choose the next token of rows [start, stop) from their logits."""
@@ -104,12 +101,12 @@ class Rows:
     @contextmanager
     def vacant(self) -> Iterator[None]:
         """Inside, every row works on the spare slot; afterwards all is as it was."""
-        before = [tensor.clone() for tensor in self._tensors()]
+        before = [(tensor, tensor.clone()) for tensor in self._tensors()]
         self.slots_S.fill_(self.spare)
         self.grows_S.zero_()
         self.past_S.zero_()
         yield
-        for tensor, was in zip(self._tensors(), before, strict=True):
+        for tensor, was in before:
             tensor.copy_(was)
 
     def _see(self) -> Tensor:
@@ -120,6 +117,13 @@ class Rows:
     def _tensors(self) -> list[Tensor]:
         found = [self.ids_S, self.past_S, self.slots_S, self.grows_S, self.settings.words_n5]
         return found if self.seen_SV is None else [*found, self.seen_SV]
+
+
+def way(params: list[SamplingParams]) -> str:
+    """What it takes to choose tokens for sequences that ask for these."""
+    if any(p.repetition_penalty != 1 for p in params):
+        return PENALISED
+    return PLAIN if all(p.greedy for p in params) else SAMPLED
 
 
 def chosen_by(params: SamplingParams) -> dict[str, float]:
@@ -149,7 +153,7 @@ class RowsView:
 
     def layer(self, i: int) -> Memory:
         state = self._rows.state
-        return Memory(state.windows[i], state.ssm[i], self._slots_S)
+        return Memory(state.windows[i], state.ssm[i], self._slots_S, early=True)
 
     def cache(self, call: int) -> KVCache:
         assert self._table is not None, "begin comes first"

@@ -11,10 +11,14 @@ from zamba_lm.ops.packing import Packing, on_device
 
 @dataclass(frozen=True)
 class Batch:
-    """S sequences of new tokens laid end to end: ids_T (int64) and where each sequence lies."""
+    """S sequences of new tokens laid end to end: ids_T (int64) and where each sequence lies.
+
+    ``embedded_TD``: what the first layer reads in place of the ids' rows of the embedding; nobody then looks at ids_T.
+    """
 
     ids_T: torch.Tensor
     packing: Packing
+    embedded_TD: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.packing)

@@ -43,11 +43,11 @@ class Stretches:
     def release(self, slot: int) -> None:
         """A slot is empty again; its room stays its own."""
 
-    def copy(self, start: int, stop: int) -> "Stretches":
-        """Slots [start, stop) with memory of their own."""
+    def copy(self, slots: list[int], index: torch.Tensor) -> "Stretches":
+        """Some slots with memory of their own; ``index``: the same numbers on the device."""
         new = object.__new__(Stretches)
-        new.version, new._rows = 0, self._rows[: stop - start]
-        new.stores = [store[:, start:stop].clone() for store in self.stores]
+        new.version, new._rows = 0, torch.arange(len(slots), dtype=torch.int32)[:, None].to(self._rows.device)
+        new.stores = [store.index_select(1, index) for store in self.stores]
         return new
 
     def _replace(self, n: int, dim: int) -> None:
@@ -110,16 +110,16 @@ class Pages:
         self.free += reversed(self.owned[slot])
         self.owned[slot] = []
 
-    def copy(self, start: int, stop: int) -> "Pages":
-        """Slots [start, stop) with memory of their own: just the pages that they have."""
+    def copy(self, slots: list[int], index: torch.Tensor) -> "Pages":
+        """Some slots with memory of their own, just the pages that they have; ``index``: the same numbers on the device."""
         new = object.__new__(Pages)
-        kept = [page for pages in self.owned[start:stop] for page in pages]
+        kept = [page for slot in slots for page in self.owned[slot]]
         names = iter(range(len(kept)))
-        new.owned = [[next(names) for _ in pages] for pages in self.owned[start:stop]]
-        index = on_device(kept, torch.long, self.table.device)
-        new.stores = [store.index_select(1, index) for store in self.stores]
-        new.table, new.free, new.version = torch.zeros_like(self.table[start:stop]), [], 0
-        for slot in range(stop - start):
+        new.owned = [[next(names) for _ in self.owned[slot]] for slot in slots]
+        pages = on_device(kept, torch.long, self.table.device)
+        new.stores = [store.index_select(1, pages) for store in self.stores]
+        new.table, new.free, new.version = torch.zeros_like(self.table[index]), [], 0
+        for slot in range(len(slots)):
             new._write(slot)
         return new
 

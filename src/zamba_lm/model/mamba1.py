@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from zamba_lm.model.config import ZambaConfig
-from zamba_lm.model.parts import Linear, Norm
+from zamba_lm.model.parts import Linear, Norm, project, project_onto
 from zamba_lm.model.state import Memory
 from zamba_lm.ops.conv import conv
 from zamba_lm.ops.packing import Packing
@@ -14,6 +14,8 @@ from zamba_lm.ops.step import mamba1_step
 
 class Mamba1(nn.Module):
     """x -> [x | z] -> conv over x -> per head [dt | B | C] -> selective scan -> y * SiLU(z) -> out."""
+
+    framed = False  # needs to know the lengths of a packing on the host
 
     def __init__(self, c: ZambaConfig, *, device=None, dtype=None):
         super().__init__()
@@ -38,25 +40,25 @@ class Mamba1(nn.Module):
 
     def forward(self, x_TD, norm: Norm, packing: Packing, memory: Memory | None = None, residual_TD=None):
         """The mixer of the normed input, plus the residual. memory: what to continue from and update in place, or None."""
-        c, h_TE = self.c, self.in_proj(x_TD, norm=norm)
+        c, h_TE = self.c, project(self.in_proj, x_TD, norm=norm)
         constants = self.constants() if memory is None or self.frozen is None else self.frozen
         if memory is not None and packing.total == len(packing):
             maps = (self.x_proj, self.dt_proj)
-            y_TI = mamba1_step(h_TE, memory.window, memory.ssm, constants, *maps, c.dt_limit, memory.slots)
-            return self.out_proj(y_TI, residual=residual_TD)
+            y_TI = mamba1_step(h_TE, memory.window, memory.ssm, constants, *maps, c.dt_limit, memory.slots, memory.early)
+            return project(self.out_proj, y_TI, residual=residual_TD)
         conv_weight, conv_bias, dt_bias, A_HPN, D_HP = constants
         window, state = (memory.window, memory.ssm.float()) if memory is not None else (None, None)
         x_TI, z_TI = h_TE.chunk(2, dim=-1)
-        x_TI, window_after = conv(x_TI, conv_weight, conv_bias, packing, window)
+        x_TI, _ = conv(x_TI, conv_weight, conv_bias, packing, window, in_place=memory is not None)
         x_THP, z_THP = (v.unflatten(-1, (c.n_ssm_heads, -1)) for v in (x_TI, z_TI))
         dt_THP, B_THN, C_THN = self._dt_B_C(x_THP)
         y_THP, state_after = scan(
             x_THP, dt_THP, A_HPN, B_THN, C_THN, D_HP, packing, state, z_THP=z_THP, dt_bias_HP=dt_bias, dt_limit=c.dt_limit
         )
-        if memory is not None:
-            window.copy_(window_after)
-            memory.ssm.copy_(state_after)
-        return self.out_proj(y_THP.flatten(-2), residual=residual_TD)
+        if memory is None:
+            return project(self.out_proj, y_THP.flatten(-2), residual=residual_TD)
+        memory.ssm.copy_(state_after)
+        return project_onto(self.out_proj, y_THP.flatten(-2), residual_TD)
 
     def _dt_B_C(self, x_THP):
         """Raw time steps (T, H, P) and the maps B, C (T, H, N), from each head's own projections."""

@@ -4,10 +4,11 @@ import torch
 from torch import nn
 
 from zamba_lm.model.config import ZambaConfig
-from zamba_lm.model.parts import Linear, Norm
+from zamba_lm.model.parts import Linear, Norm, is_plain, project, project_onto
 from zamba_lm.model.state import Memory
 from zamba_lm.ops.conv import conv
 from zamba_lm.ops.linear import Normed
+from zamba_lm.ops.mamba2 import mamba2, mamba2_mixer
 from zamba_lm.ops.norm import gated_norm
 from zamba_lm.ops.packing import Packing
 from zamba_lm.ops.ssd import ssd
@@ -18,6 +19,8 @@ GATED_NORM_EPS = 1e-5  # fixed in the released code, whatever the config says of
 
 class Mamba2(nn.Module):
     """x -> [z | x | B | C | dt] -> conv over [x B C] -> SSD -> norm of y * SiLU(z) -> out."""
+
+    framed = True  # runs a packing whose lengths only the device knows, too (``ops.packing.Frame``)
 
     def __init__(self, c: ZambaConfig, *, device=None, dtype=None):
         super().__init__()
@@ -42,25 +45,35 @@ class Mamba2(nn.Module):
 
     def forward(self, x_TD, norm: Norm, packing: Packing, memory: Memory | None = None, residual_TD=None):
         """The mixer of the normed input, plus the residual. memory: what to continue from and update in place, or None."""
-        c, h_TE = self.c, self.in_proj(x_TD, norm=norm)
-        constants = self.constants() if memory is None or self.frozen is None else self.frozen
-        if memory is not None and packing.total == len(packing):
-            y_TI = mamba2_step(h_TE, memory.window, memory.ssm, constants, c.n_groups, c.dt_limit, memory.slots)
-            return self.out_proj(y_TI, norm=Normed(self.norm_weight, GATED_NORM_EPS, c.n_groups), residual=residual_TD)
+        if memory is None:
+            return self._afresh(x_TD, norm, packing, residual_TD)
+        c, h_TE = self.c, project(self.in_proj, x_TD, norm=norm)
+        constants = self.constants() if self.frozen is None else self.frozen
+        if packing.total == len(packing):
+            y_TI = mamba2_step(h_TE, memory.window, memory.ssm, constants, c.n_groups, c.dt_limit, memory.slots, memory.early)
+            return project(self.out_proj, y_TI, norm=Normed(self.norm_weight, GATED_NORM_EPS, c.n_groups), residual=residual_TD)
         conv_weight, conv_bias, dt_bias, A_H, D_H = constants
-        window, state = (memory.window, memory.ssm.float()) if memory is not None else (None, None)
+        where = {"slots_S": memory.slots, "in_place": True}
         z_TI, xBC_TC, dt_TH = h_TE.split(self.sizes, dim=-1)
-        xBC_TC, window_after = conv(xBC_TC, conv_weight, conv_bias, packing, window)
+        xBC_TC, _ = conv(xBC_TC, conv_weight, conv_bias, packing, memory.window, **where)
         x_TI, B_TM, C_TM = xBC_TC.split(self.parts, dim=-1)
         x_THP = x_TI.unflatten(-1, (c.n_ssm_heads, c.ssm_head_dim))
         B_TGN, C_TGN = (maps_TM.unflatten(-1, (c.n_groups, c.d_state)) for maps_TM in (B_TM, C_TM))
-        y_THP, state_after = ssd(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, packing, state, dt_bias_H=dt_bias, dt_limit=c.dt_limit)
-        if memory is not None:
-            window.copy_(window_after)
-            memory.ssm.copy_(state_after)
+        raw = {"dt_bias_H": dt_bias, "dt_limit": c.dt_limit}
+        y_THP, _ = ssd(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, packing, memory.ssm, **raw, **where)
         return self._out(y_THP.flatten(-2), z_TI, residual_TD)
 
+    def _afresh(self, x_TD, norm: Norm, packing, residual_TD):
+        """Every sequence from its beginning, with gradients."""
+        parameters = self.conv_weight, self.conv_bias, self.dt_bias, self.A_log, self.D, self.norm_weight
+        how = {"groups": self.c.n_groups, "eps": GATED_NORM_EPS, "dt_limit": self.c.dt_limit}
+        if residual_TD is not None and is_plain(self.in_proj, self.out_proj) and self.in_proj.row_scale is None:
+            weights = self.in_proj.weight, self.out_proj.weight
+            return mamba2_mixer(x_TD, Normed(norm.weight, norm.eps), *weights, residual_TD, *parameters, packing, **how)
+        y_TI = mamba2(project(self.in_proj, x_TD, norm=norm), *parameters, packing, **how)
+        return project(self.out_proj, y_TI, residual=residual_TD)
+
     def _out(self, y_TI, z_TI, residual_TD):
-        """Gate, norm, output projection."""
+        """Gate, norm, output projection. With a memory the sum takes the residual's place."""
         y_TI = gated_norm(y_TI, z_TI, self.norm_weight, GATED_NORM_EPS, self.c.n_groups)
-        return self.out_proj(y_TI, residual=residual_TD)
+        return project_onto(self.out_proj, y_TI, residual_TD)

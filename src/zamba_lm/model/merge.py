@@ -1,10 +1,15 @@
-"""Adapters added into per-call copies of the weights they correct: less work a token, more memory."""
+"""What a call multiplies by, multiplied out beforehand: less work a token, more memory.
+
+Adapters are added into per-call copies of the weights they correct, and a call's link is multiplied with the last projection of
+its block: W_link (W_down y) is (W_link W_down) y, one product instead of two.
+"""
 
 from collections.abc import Iterable
 from typing import cast
 
 import torch
 
+from zamba_lm.model.parts import Linear, is_plain
 from zamba_lm.model.shared import Adapter, SharedBlock
 from zamba_lm.model.zamba import Layer, Zamba
 
@@ -21,15 +26,37 @@ def merge_adapters(model: Zamba) -> Zamba:
     """Give every call its own W + B A, in place; returns the model.
 
     For inference: later changes to a shared weight or an adapter are not seen by the copies. The model saves as before, since
-    its parameters stay what they were. A model without adapters, or with packed weights, is left alone.
+    its parameters stay what they were. A model without adapters, with packed weights or with replaced projections is left alone.
     """
     for layer in _hybrid(model):
-        layer.merged = _merged(layer, cast(SharedBlock, model.blocks[cast(int, layer.plan.block)]))
+        layer.merged = layer.merged | _merged(layer, cast(SharedBlock, model.blocks[cast(int, layer.plan.block)]))
+    return model
+
+
+def link_bytes(model: Zamba) -> int:
+    """Bytes that the products of ``merge_links`` take."""
+    c = model.config
+    return c.n_calls * c.d_model * c.d_ff * model.embedding.weight.element_size()
+
+
+@torch.no_grad()
+def merge_links(model: Zamba) -> Zamba:
+    """Give every call its own W_link W_down, multiplied in float32 and rounded once, in place; returns the model.
+
+    For inference, as ``merge_adapters``. Packed weights, replaced projections and a model split over GPUs, which has to add its
+    parts up in between, are left alone.
+    """
+    for layer in _hybrid(model):
+        down = cast(SharedBlock, model.blocks[cast(int, layer.plan.block)]).down
+        plain = type(down) is Linear and type(layer.link) is Linear and is_plain(down, layer.link)
+        if plain and down.row_scale is None and not down.weight.is_mkldnn:
+            product = layer.link.weight.float() @ down.weight.float()
+            layer.merged = layer.merged | {"link": product.to(down.weight.dtype)}
     return model
 
 
 def split_adapters(model: Zamba) -> Zamba:
-    """Drop the copies again; returns the model."""
+    """Drop all copies and products again; returns the model."""
     for layer in _hybrid(model):
         layer.merged = {}
     return model
@@ -41,6 +68,8 @@ def _hybrid(model: Zamba) -> list[Layer]:
 
 def _merged(layer: Layer, block: SharedBlock) -> dict[str, torch.Tensor]:
     adapters, found = cast(dict[str, Adapter], layer.adapters), {}
+    if not is_plain(block.qkv, block.gate_up) or not all(adapter.is_plain for adapter in adapters.values()):
+        return found
     if block.gate_up.row_scale is None and not block.gate_up.weight.is_mkldnn:
         if "gate_up" in adapters:
             found["gate_up"] = _sum(block.gate_up.weight, _product(adapters["gate_up"]))

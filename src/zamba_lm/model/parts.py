@@ -1,19 +1,24 @@
-"""The smallest parts: a projection without bias, a norm. Weights are uninitialised until loaded or initialised."""
+"""The smallest parts: a projection without bias, the door to it, a norm. Weights are uninitialised until they are filled."""
 
 import torch
 from torch import nn
 
-from zamba_lm.ops.linear import Normed, linear, pack, unpack
+from zamba_lm.ops.linear import Normed, linear, pack, prepared, unpack
 from zamba_lm.ops.norm import norm
 
 
-class Linear(nn.Module):
-    """y = x W^T with W (out, in). ``row_scale`` belongs to a weight packed in eight bits (see ``ops.linear``)."""
+class Linear(nn.Linear):
+    """y = x W^T with W (out, in). ``row_scale`` belongs to a weight packed in eight bits (see ``ops.linear``).
+
+    An ``nn.Linear``, so that whoever replaces such layers (PEFT, bitsandbytes) finds it. Models call it by ``project``.
+    """
 
     def __init__(self, d_in: int, d_out: int, *, device=None, dtype=None):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(d_out, d_in, device=device, dtype=dtype))
+        super().__init__(d_in, d_out, bias=False, device=device, dtype=dtype)
         self.row_scale: torch.Tensor | None = None
+
+    def reset_parameters(self) -> None:
+        """Nothing: what is drawn here would be overwritten."""
 
     def forward(self, x, *, norm: "Norm | Normed | None" = None, residual=None):
         """``norm`` is applied to x first, ``residual`` is added to the product (see ``ops.linear``)."""
@@ -29,6 +34,33 @@ class Linear(nn.Module):
     def dense(self) -> torch.Tensor:
         """The weight as a plain tensor."""
         return unpack(self.weight.detach(), self.row_scale)
+
+
+def project(module: nn.Module, x, *, norm: "Norm | Normed | None" = None, residual=None):
+    """module(norm(x)) + residual, whatever stands in the projection's place; x (T, in), or two that lie side by side.
+
+    Our own ``Linear`` does all three at once. Anything else (a LoRA layer, a quantised one), and a ``Linear`` that somebody
+    listens to by hooks, gets the normed x and is never bypassed.
+    """
+    if is_plain(module):
+        return module(x, norm=norm, residual=residual)
+    y_TO = module(prepared(x, Normed(norm.weight, norm.eps) if isinstance(norm, Norm) else norm))
+    return y_TO if residual is None else residual + y_TO
+
+
+def project_onto(module: nn.Module, x, residual):
+    """``project`` for inference: the sum may take the residual's place."""
+    if residual is None or type(module) is not Linear or not is_plain(module):
+        return project(module, x, residual=residual)
+    return linear(x, module.weight, module.row_scale, residual_TO=residual, overwrite=True)
+
+
+def is_plain(*modules: nn.Module) -> bool:
+    """Whether all are ``Linear`` without hooks: then their weights may be read past them."""
+    for m in modules:
+        if not isinstance(m, Linear) or m._forward_pre_hooks or m._forward_hooks or m._backward_hooks:
+            return False
+    return True
 
 
 class Norm(nn.Module):

@@ -1,5 +1,6 @@
 """What a model remembers of the sequences it has read: convolution windows, SSM states, keys and values."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol
@@ -32,11 +33,26 @@ class StateSpec:
 @dataclass(frozen=True, slots=True)
 class Memory:
     """What one layer remembers: windows (n, K - 1, C) and SSM states (n, H, P, N). Sequence s of a pass has entry s, or entry
-    ``slots[s]`` where there is a list of slots (int32, on the device)."""
+    ``slots[s]`` where there is a list of slots (int32, on the device). ``early``: see ``ops.step.mamba2_step``."""
 
     window: torch.Tensor
     ssm: torch.Tensor
     slots: torch.Tensor | None = None
+    early: bool = False
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What ``State.restore`` takes: windows, SSM states, and how many tokens had been read."""
+
+    windows: torch.Tensor
+    ssm: torch.Tensor
+    ages: tuple[int, ...]
+
+    def select(self, slots: Sequence[int]) -> "Snapshot":
+        """Of some slots, in any order."""
+        rows = list(slots)
+        return Snapshot(self.windows[:, rows], self.ssm[:, rows], tuple(self.ages[slot] for slot in rows))
 
 
 class StateLike(Protocol):
@@ -178,10 +194,27 @@ class State:
         self.stop = n
         self._moved += 1
 
+    def snapshot(self) -> "Snapshot":
+        """A copy of what changes with every token. Keys and values only grow, and need none."""
+        return Snapshot(self.windows.clone(), self.ssm.clone(), tuple(self.lengths))
+
+    def restore(self, snapshot: "Snapshot") -> None:
+        """Be as when the snapshot of these slots was taken. Valid while no slot has been reset or moved since."""
+        self.windows.copy_(snapshot.windows)
+        self.ssm.copy_(snapshot.ssm)
+        self.whole.ages[self.start : self.stop] = snapshot.ages
+
     def clone(self) -> "State":
         """A copy of these slots with memory of its own."""
+        return self.select(range(len(self)))
+
+    def select(self, slots: Sequence[int]) -> "State":
+        """A copy of some slots in any order, repeats allowed, with memory of its own. IndexError for a slot that is not there."""
+        at = [self._at(slot) for slot in slots]
+        index = on_device(at, torch.long, self.windows.device)
         new = object.__new__(State)
-        new.spec, new.whole, new.start, new.stop, new._moved, new._past = self.spec, new, 0, len(self), 0, None
-        new.windows, new.ssm, new.ages = self.windows.clone(), self.ssm.clone(), self.lengths
-        new.kv = self.whole.kv.copy(self.start, self.stop)
+        new.spec, new.whole, new.start, new.stop, new._moved, new._past = self.spec, new, 0, len(at), 0, None
+        new.windows, new.ssm = (t.index_select(1, index) for t in (self.whole.windows, self.whole.ssm))
+        new.ages = [self.whole.ages[slot] for slot in at]
+        new.kv = self.whole.kv.copy(at, index)
         return new

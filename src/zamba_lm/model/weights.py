@@ -5,7 +5,7 @@ writes front to back. Beside the model, loading holds a few tensors where the dt
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,15 +37,18 @@ READERS = 4  # threads: while one waits for the disk another has the system find
 # loading
 
 
-def load_weights(model: "Zamba", folder: Path) -> None:
+def load_weights(model: "Zamba", folder: Path, *, also: Collection[str] = ()) -> dict[str, Tensor]:
     """Fill the parameters of ``model`` from a checkpoint folder of any style, in the dtype and on the device they have.
+    ``also``: names of tensors beside the model's that the files may hold; those that they do are returned.
 
     On a CPU, large parameters that are stored as they are needed become private views of the file, which is then read when they
     are first used; the file may be replaced meanwhile, not overwritten in place. A_log, D and dt_bias become float32 where the
     file holds them so. Raises ZambaError when the weights do not fit the model, when tied copies differ, or when a file is
     missing or damaged; the model is then filled in part.
     """
-    found = match(model.config, open_checkpoint(folder), folder)
+    tensors = open_checkpoint(folder)
+    beside = {name: tensors.pop(name) for name in also if name in tensors}
+    found = match(model.config, tensors, folder)
     parameters = dict(model.named_parameters())
     dtype = parameters["embedding.weight"].dtype
     for one in found:
@@ -64,6 +67,7 @@ def load_weights(model: "Zamba", folder: Path) -> None:
         list(pool.map(lambda one: one.place(parameters[one.piece.target].data), copied))  # raises what went wrong in a thread
     finally:
         pool.shutdown(cancel_futures=True)
+    return {name: source.read() for name, source in beside.items()}
 
 
 def stored_dtype(folder: Path) -> torch.dtype | None:
@@ -129,12 +133,17 @@ def write_checkpoint(
     style: str,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     int8_rows: bool = False,
+    config_text: str | None = None,
+    extra: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """``save_weights`` for parameters that need not be in memory together."""
-    config_text = json.dumps(to_dict(config, "hf" if style == "ours" else style), indent=2).encode()
-    shards = _shards(list(_tensors(config, parameters, style, int8_rows)), max_shard_bytes)
+    """``save_weights`` for parameters that need not be in memory together. ``config_text``: another config.json that says the
+    same of the model; ``extra``: tensors beside the model's."""
+    text = config_text or json.dumps(to_dict(config, "hf" if style == "ours" else style), indent=2)
+    tensors = list(_tensors(config, parameters, style, int8_rows))
+    tensors += [Pending(name, one.dtype, tuple(one.shape), partial(_itself, one)) for name, one in (extra or {}).items()]
+    shards = _shards(tensors, max_shard_bytes)
     files = {_file_name(number, len(shards)): in_file_order(shard) for number, shard in enumerate(shards, 1)}
-    needed = len(config_text) + sum(map(file_bytes, files.values()))
+    needed = len(text) + sum(map(file_bytes, files.values()))
     with Staging(folder, needed) as staging:
         for name, tensors in files.items():
             with staging.open(name) as file:
@@ -143,7 +152,7 @@ def write_checkpoint(
             with staging.open(ENTRY_FILES[1]) as file:
                 file.write(_index(files))
         with staging.open("config.json") as file:
-            file.write(config_text)
+            file.write(text.encode())
         mixable = len(files) > 1 and any((folder / name).exists() for name in files)  # an old index would name new shards too
         staging.commit(
             first_drop=[ENTRY_FILES[1]] if mixable else [],
@@ -164,6 +173,10 @@ def _tensors(config: ZambaConfig, parameters: Mapping[str, Parameter], style: st
             yield Pending(name, parameters[piece.target].dtype, piece.shape, part)
     for name, shape in hollow_shapes(config, style).items():
         yield Pending(name, getattr(torch, config.dtype), shape, partial(torch.empty, shape))
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _codes(part: Callable[[], Tensor]) -> Tensor:

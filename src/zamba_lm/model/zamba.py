@@ -1,6 +1,6 @@
 """Zamba: the whole model in one screen."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import cast
 
@@ -14,13 +14,15 @@ from zamba_lm.model.init import init_weights
 from zamba_lm.model.mamba1 import Mamba1
 from zamba_lm.model.mamba2 import Mamba2
 from zamba_lm.model.parts import Linear, Norm
+from zamba_lm.model.recompute import again, checked
 from zamba_lm.model.schedule import LayerPlan, schedule
 from zamba_lm.model.shared import Call, SharedBlock, call_adapters
 from zamba_lm.model.state import State, StateLike
-from zamba_lm.ops.linear import Normed, linear
+from zamba_lm.ops.linear import Normed, linear, one_pass
 from zamba_lm.ops.rope import angles
 
 MIXERS = {"zamba": Mamba1, "zamba2": Mamba2}
+Watch = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Layer(nn.Module):
@@ -30,6 +32,7 @@ class Layer(nn.Module):
         super().__init__()
         factory = {"device": device, "dtype": dtype}
         self.plan = plan
+        self.recomputed: frozenset[str] = frozenset()  # see Zamba.recompute
         self.norm = Norm(c.d_model, c.norm_eps, **factory)
         self.mixer = MIXERS[c.family](c, **factory)
         if plan.hybrid:
@@ -39,12 +42,20 @@ class Layer(nn.Module):
 
     @property
     def call(self) -> Call:
-        return Call(self.adapters, self.merged)
+        return Call(self.adapters, self.merged, self.link)
 
-    def forward(self, x_TD, packing, memory=None, called_TD=None):
-        """called_TD: what the shared block returned; it enters the mixer's input only, never the residual."""
-        into = x_TD if called_TD is None else self.link(called_TD, residual=x_TD)
-        return self.mixer(into, self.norm, packing, memory, residual_TD=x_TD)
+    def forward(self, x_TD, x0_TD, packing, turns=None, block: SharedBlock | None = None, memory=None, cache=None):
+        """block: the shared block that this layer calls, or None; what it returns is the mixer's input only, never the residual.
+        x0_TD: the embedding output, turns: RoPE tables, memory and cache: what the mixer and the call continue from."""
+        into_TD = x_TD if block is None else self._called(block, x_TD, x0_TD, packing, turns, cache)
+        if "mixers" in self.recomputed and torch.is_grad_enabled():
+            return again(self.mixer, self.mixer, into_TD, self.norm, packing, memory, x_TD)
+        return self.mixer(into_TD, self.norm, packing, memory, residual_TD=x_TD)
+
+    def _called(self, block: SharedBlock, x_TD, x0_TD, packing, turns, cache):
+        if "blocks" in self.recomputed and torch.is_grad_enabled():
+            return again(block, block, x_TD, x0_TD, self.call, packing, turns, cache)
+        return block(x_TD, x0_TD, self.call, packing, turns, cache)
 
 
 class Zamba(nn.Module):
@@ -92,32 +103,59 @@ class Zamba(nn.Module):
     def _score(self, x_TD: torch.Tensor) -> torch.Tensor:
         return linear(x_TD, *(self.head or (self.embedding.weight, None)), norm=Normed(self.norm.weight, self.norm.eps))
 
-    def hidden(self, batch: Batch, state: StateLike | None = None) -> torch.Tensor:
-        """Normed hidden states (T, D) that the head reads."""
-        return self.norm(self._run(batch, state))
+    def hidden(self, batch: Batch, state: StateLike | None = None, *, watch: Watch | None = None) -> torch.Tensor:
+        """Normed hidden states (T, D) that the head reads. ``watch`` is called with what enters each layer, (T, D), and returns
+        what enters in its place."""
+        return self.norm(self._run(batch, state, watch))
 
-    def _run(self, batch: Batch, state: StateLike | None) -> torch.Tensor:
+    def recompute(self, *parts: str, layers: Iterable[int] | None = None) -> "Zamba":
+        """From now on, keep no inside of these parts for backward passes, and compute it there again; returns the model.
+
+        ``parts``: "layers" (a layer with the call it makes, the most memory saved), or "blocks" (calls of shared blocks) and
+        "mixers"; none: keep everything. ``layers``: numbers of the layers meant, the others keep everything; None: all. Gradients
+        are those of a model that keeps all. ZambaError for another part or a layer that is not there.
+        """
+        wanted, chosen = checked(parts), set(range(len(self.layers)) if layers is None else layers)
+        if wrong := sorted(chosen - set(range(len(self.layers)))):
+            raise ZambaError(f"cannot recompute layer {wrong[0]} of {len(self.layers)}, counted from 0")
+        for at, layer in enumerate(cast(Iterable[Layer], self.layers)):
+            layer.recomputed = wanted if at in chosen else frozenset()
+        return self
+
+    def _run(self, batch: Batch, state: StateLike | None, watch: Watch | None = None) -> torch.Tensor:
         """Hidden states (T, D) behind the last layer. With a state nothing is differentiable."""
         self._check(batch, state)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and state is None):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and state is None), one_pass():
             if state is not None:
                 state.begin(batch.packing)
-            x_TD = self._layers(batch, state)
+            x_TD = self._layers(batch, state, watch)
             if state is not None:
                 state.advance(batch.packing)
             return x_TD
 
-    def _layers(self, batch: Batch, state: StateLike | None) -> torch.Tensor:
+    def _layers(self, batch: Batch, state: StateLike | None, watch: Watch | None) -> torch.Tensor:
         packing, turns = batch.packing, self._angles(batch.packing, state)
-        x_TD = x0_TD = self.embedding(batch.ids_T)
+        x_TD = x0_TD = _narrowed(self.embedding(batch.ids_T) if batch.embedded_TD is None else batch.embedded_TD)
+        overwritten = state is not None and packing.total != len(packing)  # mixers then add to their residual in its place
+        if overwritten:
+            x_TD = x0_TD.clone()
         for layer in cast(Iterable[Layer], self.layers):
-            called_TD = None
-            call, block = layer.plan.call, layer.plan.block
-            if call is not None and block is not None:
-                cache = None if state is None else state.cache(call)
-                called_TD = self.blocks[block](x_TD, x0_TD, layer.call, packing, turns, cache)
-            x_TD = layer(x_TD, packing, None if state is None else state.layer(layer.plan.layer), called_TD)
+            if watch is not None:
+                x_TD = watch(x_TD).clone() if overwritten else watch(x_TD)
+            if "layers" in layer.recomputed and torch.is_grad_enabled():
+                x_TD = again(layer, self._layer, layer, x_TD, x0_TD, packing, turns, state)
+            else:
+                x_TD = self._layer(layer, x_TD, x0_TD, packing, turns, state)
         return x_TD
+
+    def _layer(self, layer: Layer, x_TD, x0_TD, packing, turns, state: StateLike | None) -> torch.Tensor:
+        """One layer, with the call it makes."""
+        memory = None if state is None else state.layer(layer.plan.layer)
+        call, at = layer.plan.call, layer.plan.block
+        if call is None or at is None:
+            return layer(x_TD, x0_TD, packing, turns, memory=memory)
+        cache = None if state is None else state.cache(call)
+        return layer(x_TD, x0_TD, packing, turns, cast(SharedBlock, self.blocks[at]), memory, cache)
 
     def logits(self, ids_BT: torch.Tensor, state: State | None = None) -> torch.Tensor:
         """Logits (B, T, V) float32 for B sequences of T new tokens; ``state`` (B slots) is continued and updated in place."""
@@ -149,6 +187,8 @@ class Zamba(nn.Module):
     def _check(self, batch: Batch, state: StateLike | None) -> None:
         if state is not None and len(state) != len(batch):
             raise ZambaError(f"the state has {len(state)} slots but the batch {len(batch)} sequences; they must be equal")
+        if batch.embedded_TD is not None:
+            return
         ids = batch.ids_T
         if ids.device.type == "cpu" and not torch.compiler.is_compiling():
             low, high = torch.aminmax(ids)
@@ -157,3 +197,9 @@ class Zamba(nn.Module):
                 raise ZambaError(
                     f"token id {int(bad)} is outside the vocabulary of {self.config.vocab_size}; did another tokenizer make it?"
                 )
+
+
+def _narrowed(x_TD: torch.Tensor) -> torch.Tensor:
+    """The residual stream's beginning, in autocast's dtype under autocast (docs/numerics.md says why)."""
+    kind = x_TD.device.type
+    return x_TD.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x_TD

@@ -83,6 +83,11 @@ def force(**choices: str) -> Iterator[None]:
         _forced.update(before)
 
 
+def forced() -> dict[str, str]:
+    """The ops that are forced at the moment, with the names of the implementations: what ``force`` takes."""
+    return dict(_forced)
+
+
 @contextmanager
 def record() -> Iterator[list[tuple[str, str]]]:
     """Collect (op, implementation) for every call inside the block, in order."""

@@ -5,6 +5,7 @@ until a kernel runs.
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -82,6 +83,16 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up. Triton's own takes 30 times as long, and launchers ask some thousand times a training step."""
+    return -(-a // b)
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << (n - 1).bit_length()
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *args, device: torch.device, pdl: bool = False, **options) -> None:
     """Launch ``kernel`` over ``grid``.
 
@@ -95,6 +106,9 @@ def launch(kernel: Any, grid: tuple[int, ...], *args, device: torch.device, pdl:
     if device.type != "cuda":
         kernel[grid](*args, **options)
         return
+    if _asked is not None:
+        _ask(_asked, kernel, grid, args, options)
+        return
     current = torch.cuda.current_device()
     if device.index in (None, current):
         _launch(kernel, grid, args, options, current)
@@ -103,39 +117,112 @@ def launch(kernel: Any, grid: tuple[int, ...], *args, device: torch.device, pdl:
             _launch(kernel, grid, args, options, device.index)
 
 
+THREADS = 8  # that compile; more of them only queue for Python, which the front half of Triton's compiler holds
+_asked: set[tuple] | None = None  # while kernels are compiled and not launched: those that are
+
+
+@contextmanager
+def compiling(device: torch.device) -> Iterator[None]:
+    """Inside, no kernel is launched; those that would have been are compiled side by side, and on the way out all are there.
+
+    What they would have computed is garbage, so run inside only what may be thrown away. One after the other, the kernels of a
+    first pass take some ten seconds. Triton's compiler leaves Python free for most of its time, as do the assembler and the C
+    compiler, which Triton calls to make a launcher for each kernel.
+    """
+    global _asked
+    mode, later = import_module("triton").AsyncCompileMode, _Later()
+    with torch.cuda.device(device), mode(later, ignore_errors=True):  # what fails here fails again where it is launched
+        before, _asked = _asked, set()
+        try:
+            yield
+        finally:
+            _asked = before
+            later.run(THREADS, device)
+
+
+class _Later:
+    """An executor for Triton that begins when everything has been asked for, since who asks would have to share Python with those
+    who compile, and that loads what it has compiled, as the first launch would."""
+
+    def __init__(self):
+        self.work: list[tuple[Future, Callable]] = []
+
+    def submit(self, compile: Callable) -> Future:
+        self.work.append((Future(), compile))
+        return self.work[-1][0]
+
+    def run(self, threads: int, device: torch.device) -> None:
+        with ThreadPoolExecutor(threads, initializer=lambda: torch.cuda.set_device(device)) as pool:
+            for future, compile in self.work:
+                pool.submit(self._one, future, compile)
+
+    @staticmethod
+    def _one(future: Future, compile: Callable) -> None:
+        try:
+            kernel = compile()
+            kernel.run  # noqa: B018  a property that makes the launcher
+            future.set_result(kernel)
+        except BaseException as error:  # whoever launches it will see
+            future.set_exception(error)
+
+
+def _ask(asked: set[tuple], kernel: Any, grid: tuple[int, ...], args: tuple, options: dict) -> None:
+    """Have a kernel compiled, once of each kind: asking Triton takes as long as some hundred launches."""
+    key, _ = _kind(kernel, args, options, 0)
+    if key is None or key not in asked:
+        kernel.warmup(*args, grid=grid, **options)
+        asked.add(key if key is not None else (kernel,))
+
+
 REMEMBERED = ("3.6.",)  # versions of Triton whose compiled kernels are called as below
-_compiled: dict[tuple, tuple[Any, tuple]] = {}
+_compiled: dict[tuple, tuple] = {}
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], args: tuple, options: dict, index: int) -> None:
     """Triton binds and specialises arguments at every call, for longer than most kernels run; a compiled kernel that is
     remembered by what Triton specialises on is launched in a fifth of that time. The first of a kind goes the ordinary way."""
-    passed = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in args]
-    if (key := _kind(kernel, args, passed, options, index)) is None:
+    key, passed = _kind(kernel, args, options, index)
+    if key is None:
         kernel[grid](*args, **options)
     elif (entry := _compiled.get(key)) is None:
         compiled = kernel[grid](*args, **options)
-        _compiled[key] = compiled, tuple(options[name] for name in kernel.arg_names[len(args) :])
+        constants = tuple(options[name] for name in kernel.arg_names[len(args) :])
+        _compiled[key] = compiled, compiled.run, compiled.function, compiled.packed_metadata, constants
     else:
-        compiled, constants = entry
+        compiled, run, function, packed, constants = entry
         stream = torch._C._cuda_getCurrentRawStream(index)
-        compiled[(*grid, 1, 1)[:3]](*passed, *constants, stream=stream)
-
-
-def _kind(kernel: Any, args: tuple, passed: list, options: dict, index: int) -> tuple | None:
-    """What Triton compiles a launch for, or None for arguments that only Triton itself can judge. ``passed``: the arguments with
-    addresses for tensors."""
-    key = [kernel, index, *options.items()]
-    for a, address in zip(args, passed):
-        if isinstance(a, torch.Tensor):
-            key.append((a.dtype, address % 16 == 0))
-        elif type(a) is int:
-            key.append((a == 1, a % 16 == 0, -(1 << 31) <= a < 1 << 31))
-        elif a is None or type(a) is float:
-            key.append(type(a))
+        if _hooks().launch_enter_hook.calls or _hooks().launch_exit_hook.calls:  # somebody watches, and wants to know of each
+            compiled[(*grid, 1, 1)[:3]](*passed, *constants, stream=stream)
         else:
-            return None
-    return tuple(key) if _remembers(kernel, len(args), tuple(options)) else None
+            run(*(*grid, 1, 1)[:3], stream, function, packed, None, None, None, *passed, *constants)
+
+
+@cache
+def _hooks() -> Any:
+    return import_module("triton").knobs.runtime
+
+
+def _kind(kernel: Any, args: tuple, options: dict, index: int) -> tuple[tuple | None, list]:
+    """What Triton compiles a launch for, or None for arguments that only Triton itself can judge; and the arguments with
+    addresses for tensors. Some thousand times a training step, so it is written for speed."""
+    key, passed = [kernel, index, *options, *options.values()], []
+    add, put = key.append, passed.append
+    for a in args:
+        kind = type(a)
+        if kind is int:
+            add((a == 1) + 2 * (not a & 15) + 4 * (-(1 << 31) <= a < 1 << 31))
+            put(a)
+        elif isinstance(a, torch.Tensor):
+            address = a.data_ptr()
+            add(a.dtype)
+            add(not address & 15)
+            put(address)
+        elif a is None or kind is float:
+            add(kind)
+            put(a)
+        else:
+            return None, passed
+    return tuple(key) if _remembers(kernel, len(args), tuple(options)) else None, passed
 
 
 @cache

@@ -36,7 +36,8 @@ def tensor_parallel(model: Zamba, group: Any = None, *, ranks: Ranks | None = No
     _fill(new, dict(model.named_parameters()).__getitem__)
     for mine, theirs in zip(new.layers, model.layers):
         if theirs.plan.hybrid:
-            mine.merged = {name: cut(name, weight, new.config).clone() for name, weight in theirs.merged.items()}
+            copies = {name: weight for name, weight in theirs.merged.items() if name != "link"}  # parts are added up before it
+            mine.merged = {name: cut(name, weight, new.config).clone() for name, weight in copies.items()}
     return _met(new)
 
 

@@ -28,13 +28,14 @@ class Spread:
         return cls(statistics.median(seconds), min(seconds), max(seconds), len(seconds), calls)
 
 
-def measure(work: Callable[[], object], device: torch.device, repeats: int) -> Spread:
-    """Seconds of ``work()``: ``repeats`` rounds of as many calls as fill a round, after two calls that are not counted.
+def measure(work: Callable[[], object], device: torch.device, repeats: int, least: float | None = None) -> Spread:
+    """Seconds of ``work()``: ``repeats`` rounds of as many calls as fill ``least`` seconds (``ROUND``), after two calls that are
+    not counted.
 
     On a GPU by events on its stream, so that calls which only enqueue are timed by when they run; elsewhere by the clock.
     """
     work()
-    calls = max(1, min(MOST, round(ROUND / max(_round(work, device, 1), 1e-9))))
+    calls = max(1, min(MOST, round((least or ROUND) / max(_round(work, device, 1), 1e-9))))
     return Spread.of([_round(work, device, calls) / calls for _ in range(repeats)], calls)
 
 

@@ -19,9 +19,10 @@ from zamba_lm.eval.bench.kernels import Plan, kernels
 from zamba_lm.eval.bench.report import Report
 from zamba_lm.eval.bench.roof import Roof
 from zamba_lm.eval.bench.sides import Place, compared
-from zamba_lm.eval.bench.subject import Subject, choose, ready, require_room
+from zamba_lm.eval.bench.subject import Subject, choose, require_room
 from zamba_lm.model.dtypes import as_dtype, dtype_name
 from zamba_lm.model.load import as_device
+from zamba_lm.model.ready import ready
 from zamba_lm.model.zamba import Zamba
 from zamba_lm.ops.dispatch import table, use
 
@@ -116,7 +117,7 @@ def _measure(options: Options, subject: Subject, report: Report, batches, contex
         theirs = peer.build(model)
         reference, problem = reference_of(model)
     if not training:
-        ready(model, options.merge)
+        ready(model, merge=options.merge)
     if theirs is not None:
         report.agreement = unknown(problem) if reference is None else agreement_of(model, theirs, reference, training, options)
         reference = None

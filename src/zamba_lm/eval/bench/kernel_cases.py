@@ -7,6 +7,7 @@ from functools import partial
 from zamba_lm.eval.bench import kernel_decode as decode
 from zamba_lm.eval.bench import kernel_sequence as sequence
 from zamba_lm.eval.bench import kernel_small as small
+from zamba_lm.eval.bench import kernel_training as training
 from zamba_lm.model.config import ZambaConfig
 
 BOTH = ("zamba", "zamba2")
@@ -63,6 +64,11 @@ KERNELS = (
     *_sequence("attention", "attention", sequence.prompt_attention, hybrid=True),
     *_sequence("norm", "norm", sequence.plain_norm),
     *_sequence("gated_norm", "gated_norm", sequence.mixer_norm, ("zamba2",)),
+    *_sequence("mixer inside", "mamba2", training.inside, ("zamba2",)),
+    *_sequence("mixer", "mamba2_mixer", training.mixer, ("zamba2",)),
+    *_sequence("attention, joined", "self_attention", training.joined_attention, hybrid=True),
+    *_sequence("gate", "gate", training.gating, hybrid=True),
+    KernelCase("token scores, forward + backward", "token_scores", training.scores, "sequence", gradients=True),
     KernelCase("rope", "rope", small.rotation, "sequence", hybrid=True),
     KernelCase("head and loss, forward + backward", "xent", sequence.head_loss, "sequence", gradients=True),
 )

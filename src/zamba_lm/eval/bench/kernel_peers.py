@@ -4,12 +4,13 @@ Others want other layouts; what we hand them is a view where their kernels take 
 where they do not.
 """
 
+from functools import lru_cache
 from importlib import import_module
 
 import torch
 import torch.nn.functional as F
 
-from zamba_lm.eval.bench.kernel_work import with_gradients
+from zamba_lm.eval.bench.kernel_work import leaves_of, loss_weights, with_gradients
 from zamba_lm.model.config import ZambaConfig
 
 CHUNK = 256  # of mamba-ssm's SSD: what transformers gives it
@@ -23,17 +24,17 @@ def _find(module: str, name: str):
         return None
 
 
-def conv(weight, bias, rows: int) -> dict:
+def conv(weight, bias, rows: int, backward: bool) -> dict:
     theirs = _find("causal_conv1d", "causal_conv1d_fn")
     if theirs is None:
         return {}
 
-    def run(inputs):
-        x_BCT = inputs[0].unflatten(0, (rows, -1)).transpose(1, 2)  # channel-last, as they like it best
-        narrow = weight.to(x_BCT.dtype), bias.to(x_BCT.dtype)
-        return theirs(x_BCT, *narrow, activation="silu").transpose(1, 2).flatten(0, 1)
+    def forward(inputs, leaves):
+        x, w, b = leaves or (inputs[0], weight, bias)
+        x_BCT = x.unflatten(0, (rows, -1)).transpose(1, 2)  # channel-last, as they like it best
+        return theirs(x_BCT, w.to(x.dtype), b.to(x.dtype), activation="silu").transpose(1, 2).flatten(0, 1)
 
-    return {"causal-conv1d": run}
+    return {"causal-conv1d": with_gradients(forward, lambda i: (i[0], weight, bias)) if backward else lambda i: forward(i, None)}
 
 
 def ssd(A, D, rows: int, backward: bool) -> dict:
@@ -53,30 +54,78 @@ def ssd(A, D, rows: int, backward: bool) -> dict:
 
 
 def scan(A, D, bias, rows: int, backward: bool) -> dict:
+    """In their layout, time innermost, as transformers' model has it from the start: it is made once, and not timed."""
     theirs = _find("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn")
     if theirs is None:
         return {}
+    kept: dict[int, tuple] = {}
 
-    def forward(inputs, leaves):
-        x, dt, z, B, C, *rest = leaves or inputs
-        a, d, b = rest or (A, D, bias)
-        wide = [v.flatten(1).unflatten(0, (rows, -1)).transpose(1, 2).contiguous() for v in (x, dt, z)]
-        maps = [v.unflatten(0, (rows, -1)).permute(0, 2, 3, 1).contiguous() for v in (B, C)]
-        how = {"delta_bias": b.flatten(), "delta_softplus": True, "return_last_state": not rest}
-        y = theirs(wide[0], wide[1], a.flatten(0, 1), *maps, d.flatten(), z=wide[2], **how)
-        out = (y if rest else y[0]).transpose(1, 2).flatten(0, 1).reshape(x.shape)
-        return out if rest else (out, y[1].reshape(rows, *a.shape))
+    def call(wide, maps, constants, **more):
+        a, d, b = constants
+        how = {"delta_bias": b.flatten(), "delta_softplus": True} | more
+        return theirs(wide[0], wide[1], a.flatten(0, 1), *maps, d.flatten(), z=wide[2], **how)
 
-    run = with_gradients(forward, lambda i: (*i, A, D, bias)) if backward else lambda i: forward(i, None)
-    return {"mamba-ssm, layouts changed too": run}
+    def laid_out(inputs):
+        if (key := id(inputs[0])) not in kept:
+            x, dt, z, B, C = inputs
+            wide = [v.flatten(1).unflatten(0, (rows, -1)).transpose(1, 2).contiguous() for v in (x, dt, z)]
+            kept[key] = (*wide, *(v.unflatten(0, (rows, -1)).permute(0, 2, 3, 1).contiguous() for v in (B, C)))
+        return kept[key]
+
+    def forward(inputs):
+        given = laid_out(inputs)
+        y, state = call(given[:3], given[3:], (A, D, bias), return_last_state=True)
+        return _rows_first(y, A), state.reshape(rows, *A.shape)
+
+    def both(inputs):
+        leaves = leaves_of((*laid_out(inputs), A, D, bias))
+        y = call(leaves[:3], leaves[3:5], leaves[5:])
+        found = torch.autograd.grad(y, leaves, _their_weights(y.transpose(1, 2).shape, y.dtype, y.device))
+        wide, maps = (
+            [_rows_first(g, A) for g in (y.detach(), *found[:3])],
+            [g.permute(0, 3, 1, 2).flatten(0, 1) for g in found[3:5]],
+        )
+        return [*wide, *maps, *found[5:]]
+
+    return {"mamba-ssm": both if backward else forward}
 
 
-def mixer_norm(c: ZambaConfig, weight) -> dict:
+def _rows_first(y_BCT, A):
+    """As we have it, (tokens, heads, channels): a view for one sequence."""
+    return y_BCT.transpose(1, 2).flatten(0, 1).unflatten(1, A.shape[:2])
+
+
+@lru_cache(4)
+def _their_weights(shape, dtype, device):
+    return loss_weights(shape, dtype, device).transpose(1, 2).contiguous()
+
+
+def mixer_norm(c: ZambaConfig, weight, backward: bool) -> dict:
     theirs = _find("mamba_ssm.ops.triton.layernorm_gated", "rmsnorm_fn")
     if theirs is None:
         return {}
     size = c.d_inner // c.n_groups
-    return {"mamba-ssm": lambda i: theirs(i[0], weight, None, z=i[1], eps=c.norm_eps, group_size=size, norm_before_gate=False)}
+
+    def forward(inputs, leaves):
+        y, z, w = leaves or (*inputs, weight)
+        return theirs(y, w, None, z=z, eps=c.norm_eps, group_size=size, norm_before_gate=False)
+
+    return {"mamba-ssm": with_gradients(forward, lambda i: (*i, weight)) if backward else lambda i: forward(i, None)}
+
+
+def mamba2(c: ZambaConfig, parameters, rows: int, backward: bool) -> dict:
+    """All of it as one function, which is what transformers trains with."""
+    theirs = _find("mamba_ssm.ops.triton.ssd_combined", "mamba_split_conv1d_scan_combined")
+    if theirs is None:
+        return {}
+
+    def forward(inputs, leaves):
+        h, conv_weight, conv_bias, dt_bias, A_log, D, weight = leaves or (*inputs, *parameters)
+        how = {"chunk_size": CHUNK, "rmsnorm_weight": weight, "rmsnorm_eps": c.norm_eps, "headdim": c.ssm_head_dim}
+        A, how = -A_log.float().exp(), how | {"ngroups": c.n_groups, "norm_before_gate": False}
+        return theirs(h.unflatten(0, (rows, -1)), conv_weight, conv_bias, dt_bias, A, D, **how).flatten(0, 1)
+
+    return {"mamba-ssm": with_gradients(forward, lambda i: (*i, *parameters)) if backward else lambda i: forward(i, None)}
 
 
 def mixer2(c: ZambaConfig, constants) -> dict:
@@ -145,11 +194,12 @@ def mixer1(c: ZambaConfig, constants) -> dict:
     return {"causal-conv1d + mamba-ssm": run}
 
 
-def prompt_attention(c: ZambaConfig, rows: int, backward: bool) -> dict:
-    """torch's attention, whichever of its kernels it takes for this head size."""
+def prompt_attention(c: ZambaConfig, rows: int, backward: bool, joined: bool = False) -> dict:
+    """torch's attention, whichever of its kernels it takes for this head size. ``joined``: of one tensor (T, 3, heads, d)."""
 
     def forward(inputs, leaves):
-        q, k, v = (t.unflatten(0, (rows, -1)).transpose(1, 2) for t in leaves or inputs)
+        given = leaves or inputs
+        q, k, v = (t.unflatten(0, (rows, -1)).transpose(1, 2) for t in (given[0].unbind(1) if joined else given))
         return F.scaled_dot_product_attention(q, k, v, scale=c.attn_scale, is_causal=True).transpose(1, 2).flatten(0, 1)
 
     return {"torch SDPA": with_gradients(forward, lambda i: i) if backward else lambda i: forward(i, None)}

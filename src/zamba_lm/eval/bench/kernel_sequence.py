@@ -24,9 +24,9 @@ def conv(c: ZambaConfig, rows: int, tokens: int, draw: Draw, copies: int, backwa
     wide = c.d_inner + C
     sets = [(draw(T, wide)[:, c.d_inner :],) for _ in range(copies)]
     moved = T * C * draw.dtype.itemsize
-    run = _either(lambda i, leaves: conv_op(*(leaves or (i[0], weight, bias)), packing), lambda i: (i[0], weight, bias), backward)
+    run = either(lambda i, leaves: conv_op(*(leaves or (i[0], weight, bias)), packing), lambda i: (i[0], weight, bias), backward)
     cost = Cost(moved * (5 if backward else 2), 2 * T * C * c.d_conv * (3 if backward else 1))
-    return Work(sets, run, cost, {} if backward else peers.conv(weight, bias, rows))
+    return Work(sets, run, cost, peers.conv(weight, bias, rows, backward))
 
 
 def ssd(c: ZambaConfig, rows: int, tokens: int, draw: Draw, copies: int, backward: bool = False) -> Work:
@@ -45,7 +45,7 @@ def ssd(c: ZambaConfig, rows: int, tokens: int, draw: Draw, copies: int, backwar
         a, d = rest or (A, D)
         return ssd_op(x, dt, a, B, C, d, packing)
 
-    run = _either(forward, lambda i: (*i, A, D), backward)
+    run = either(forward, lambda i: (*i, A, D), backward)
     once = size_of(*sets[0]) + T * c.d_inner * draw.dtype.itemsize + rows * H * P * N * 4
     flops = T * 6 * c.d_inner * N  # the recurrence; chunks trade some more products for speed
     return Work(sets, run, Cost(once * (3 if backward else 1), flops * (3 if backward else 1)), peers.ssd(A, D, rows, backward))
@@ -63,7 +63,7 @@ def scan(c: ZambaConfig, rows: int, tokens: int, draw: Draw, copies: int, backwa
         a, d, b = rest or (A, D, bias)
         return scan_op(x, dt, a, B, C, d, packing, z_THP=z, dt_bias_HP=b)
 
-    run = _either(forward, lambda i: (*i, A, D, bias), backward)
+    run = either(forward, lambda i: (*i, A, D, bias), backward)
     once = size_of(*sets[0]) + T * c.d_inner * draw.dtype.itemsize + rows * H * P * N * 4
     cost = Cost(once * (3 if backward else 1), T * 6 * c.d_inner * N * (3 if backward else 1))
     return Work(sets, run, cost, peers.scan(A, D, bias, rows, backward))
@@ -73,7 +73,7 @@ def prompt_attention(c: ZambaConfig, rows: int, tokens: int, draw: Draw, copies:
     """Causal attention inside ``rows`` sequences; q, k and v are views of one tensor, as in the model."""
     T, packing, heads, d = rows * tokens, Packing((tokens,) * rows), c.n_heads, c.head_dim
     sets = [tuple(draw(T, 3 * heads, d).split(heads, 1)) for _ in range(copies)]
-    run = _either(lambda i, leaves: attention(*(leaves or i), c.attn_scale, packing), lambda i: i, backward)
+    run = either(lambda i, leaves: attention(*(leaves or i), c.attn_scale, packing), lambda i: i, backward)
     pairs = rows * tokens * (tokens + 1) // 2
     moved = 4 * T * heads * d * draw.dtype.itemsize
     cost = Cost(moved * (2 if backward else 1), 4 * heads * d * pairs * (3 if backward else 1))
@@ -84,21 +84,26 @@ def plain_norm(c: ZambaConfig, rows: int, tokens: int, draw: Draw, copies: int, 
     """RMSNorm of hidden states."""
     weight = draw(c.d_model)
     sets = [(draw(rows * tokens, c.d_model),) for _ in range(copies)]
-    run = _either(lambda i, leaves: norm(*(leaves or (i[0], weight)), c.norm_eps), lambda i: (i[0], weight), backward)
+    run = either(lambda i, leaves: norm(*(leaves or (i[0], weight)), c.norm_eps), lambda i: (i[0], weight), backward)
     moved = (5 if backward else 2) * size_of(*sets[0])
-    torchs = lambda i: F.rms_norm(i[0], weight.shape, weight, c.norm_eps)  # noqa: E731
-    return Work(sets, run, Cost(moved, 4 * rows * tokens * c.d_model), {} if backward else {"torch": torchs})
+
+    def torchs(i, leaves):
+        x, w = leaves or (i[0], weight)
+        return F.rms_norm(x, w.shape, w, c.norm_eps)
+
+    peer = {"torch": either(torchs, lambda i: (i[0], weight), backward)}
+    return Work(sets, run, Cost(moved, 4 * rows * tokens * c.d_model), peer)
 
 
 def mixer_norm(c: ZambaConfig, rows: int, tokens: int, draw: Draw, copies: int, backward: bool = False) -> Work:
     """The gated grouped norm of a Mamba-2 mixer."""
     weight = draw(c.d_inner)
     sets = [(draw(rows * tokens, c.d_inner), draw(rows * tokens, c.d_inner)) for _ in range(copies)]
-    run = _either(
+    run = either(
         lambda i, leaves: gated_norm(*(leaves or (*i, weight)), c.norm_eps, c.n_groups), lambda i: (*i, weight), backward
     )
     moved = size_of(*sets[0]) * 3 // 2 * (2 if backward else 1) + (size_of(sets[0][0]) if backward else 0)
-    return Work(sets, run, Cost(moved, 8 * rows * tokens * c.d_inner), {} if backward else peers.mixer_norm(c, weight))
+    return Work(sets, run, Cost(moved, 8 * rows * tokens * c.d_inner), peers.mixer_norm(c, weight, backward))
 
 
 def head_loss(c: ZambaConfig, rows: int, tokens: int, draw: Draw, copies: int, backward: bool = True) -> Work:
@@ -115,6 +120,6 @@ def head_loss(c: ZambaConfig, rows: int, tokens: int, draw: Draw, copies: int, b
     return Work(sets, run, cost, {"torch, whole logits": with_gradients(whole_logits, lambda i: i)})
 
 
-def _either(forward, wanted, backward: bool):
+def either(forward, wanted, backward: bool):
     """Forward alone, or forward and backward."""
     return with_gradients(forward, wanted) if backward else lambda i: forward(i, None)

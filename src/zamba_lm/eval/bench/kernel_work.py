@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 
@@ -65,9 +66,19 @@ def with_gradients(forward: Callable, wanted: Callable) -> Callable:
     element of it differently."""
 
     def run(inputs):
-        leaves = [t.detach().requires_grad_(True) for t in wanted(inputs)]
+        leaves = leaves_of(wanted(inputs))
         y = outputs(forward(inputs, leaves))[0]
-        weights = torch.linspace(-1, 1, y.numel(), device=y.device).view(y.shape).to(y.dtype)
-        return [y.detach(), *torch.autograd.grad(y, leaves, weights)]
+        return [y.detach(), *torch.autograd.grad(y, leaves, loss_weights(y.shape, y.dtype, y.device))]
 
     return run
+
+
+def leaves_of(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """The same numbers, of which gradients are asked."""
+    return [t.detach().requires_grad_(True) for t in tensors]
+
+
+@lru_cache(4)  # made before anything is timed
+def loss_weights(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """The gradient of the loss by the output."""
+    return torch.linspace(-1, 1, shape.numel(), device=device).view(shape).to(dtype)

@@ -6,7 +6,8 @@ replayed, over as many sets of inputs as it takes to find none of them in the ca
 timed call by call.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
@@ -40,6 +41,7 @@ class KernelRow:
     op: str
     side: str  # an implementation of ours, or somebody else's
     ours: bool
+    part: bool = False  # it does only some of the work, so it may be faster
     rows: int
     tokens: int
     seconds: Spread | None
@@ -72,6 +74,10 @@ class Plan:
     seed: int = 0
     ops: tuple[str, ...] = ()  # empty: all
     references: bool = True  # time reference implementations too, where there is another
+    least: float | None = None  # seconds of a round, the clock's own where None
+
+
+Size = tuple[KernelCase, int, int]  # a case with its rows and tokens
 
 
 def kernels(plan: Plan) -> list[KernelRow]:
@@ -80,10 +86,11 @@ def kernels(plan: Plan) -> list[KernelRow]:
     for op in plan.ops:
         if op not in known:
             raise ZambaError(f"--op {op}: no such case, expected some of {', '.join(known)}")
-    return [row for case, rows, tokens in _sizes(plan) for row in _case(plan, case, rows, tokens)]
+    return [row for size in sizes(plan) for row in measured(plan, *size)]
 
 
-def _sizes(plan: Plan) -> Iterator[tuple[KernelCase, int, int]]:
+def sizes(plan: Plan) -> Iterator[Size]:
+    """All there is to measure."""
     for case in KERNELS:
         if not case.fits(plan.config) or (plan.ops and case.op not in plan.ops):
             continue
@@ -94,28 +101,44 @@ def _sizes(plan: Plan) -> Iterator[tuple[KernelCase, int, int]]:
             yield from ((case, rows, past) for rows, past in product(plan.batches, contexts))
 
 
-def _case(plan: Plan, case: KernelCase, rows: int, tokens: int) -> list[KernelRow]:
+def measured(plan: Plan, case: KernelCase, rows: int, tokens: int) -> list[KernelRow]:
     """One row for every implementation of ours and every peer; ratios among those that agree."""
     tidy(plan.device)
     try:
         work, exact = _work(plan, case, rows, tokens), _exact(plan, case, rows, tokens)
     except Exception as problem:  # of this case: the others are still worth their rows
         return [_row(plan, case, rows, tokens, Cost(0, 0), side="reference", ours=True, note=_in_short(problem))]
-    sides = [
+    found = [_measured(plan, case, rows, tokens, work, exact, *side) for side in _sides(plan, case, work)]
+    best = min((row.seconds.median for row in found if row.ours and row.seconds), default=None)
+    return [replace(row, ratio=row.seconds.median / best) if row.seconds and best else row for row in found]
+
+
+def touched(plan: Plan, case: KernelCase, rows: int, tokens: int) -> None:
+    """Call everything once, so that it is compiled: failures show when it is measured."""
+    try:
+        work = case.build(plan.config, rows, tokens, Draw(plan.device, as_dtype(plan.dtype), seed=plan.seed), 1)
+    except Exception:
+        return
+    for _, _, run in _sides(plan, case, work):
+        with suppress(Exception):
+            run(work.sets[0])
+
+
+def _sides(plan: Plan, case: KernelCase, work: Work) -> list[tuple[str, bool, Callable]]:
+    """(name, is it ours, what to call) of all who can do the work here."""
+    found = [
         (implementation.name, True, partial(_forced, case.op, implementation.name, work.run))
         for implementation in OPS[case.op].implementations
         if implementation.obstacle(plan.device) is None
     ]
     if not plan.references:
-        sides = [side for side in sides if side[0] not in SLOW] or sides
-    sides += [(name, False, run) for name, run in (work.peers | work.parts).items()]
-    found = [_measured(plan, case, rows, tokens, work, exact, *side) for side in sides]
-    best = min((row.seconds.median for row in found if row.ours and row.seconds), default=None)
-    return [replace(row, ratio=row.seconds.median / best) if row.seconds and best else row for row in found]
+        found = [side for side in found if side[0] not in SLOW] or found
+    return found + [(name, False, run) for name, run in (work.peers | work.parts).items()]
 
 
 def _forced(op: str, implementation: str, run, inputs):
-    with force(**{op: implementation}):
+    """A reference may call other ops: then theirs too."""
+    with force(**(dict.fromkeys(OPS, implementation) if implementation == "reference" else {op: implementation})):
         return run(inputs)
 
 
@@ -136,7 +159,7 @@ def _exact(plan: Plan, case: KernelCase, rows: int, tokens: int) -> list[torch.T
 
 
 def _measured(plan: Plan, case: KernelCase, rows, tokens, work: Work, exact, side: str, ours: bool, run) -> KernelRow:
-    row = partial(_row, plan, case, rows, tokens, work.cost, side=side, ours=ours)
+    row = partial(_row, plan, case, rows, tokens, work.cost, side=side, ours=ours, part=side in work.parts)
     try:
         error = None if side in work.parts else _error(plan, case, rows, tokens, exact, side, ours)
         allowed = LIMITS[plan.dtype] * (GRADIENTS if case.gradients else 1)
@@ -180,7 +203,7 @@ def _time(plan: Plan, work: Work, run, graph: bool) -> tuple[Spread, str]:
     for inputs in work.sets:
         run(inputs)  # compiled, and made ready for others, before anything is captured
     captured = _captured(every) if plan.device.type == "cuda" and graph else None
-    whole = measure(captured or every, plan.device, plan.repeats)
+    whole = measure(captured or every, plan.device, plan.repeats, plan.least)
     each = (seconds / len(sets) for seconds in (whole.median, whole.low, whole.high))
     note = "call by call" if plan.device.type == "cuda" and captured is None else ""
     return Spread(*each, whole.rounds, whole.calls * len(sets)), note

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 
 import torch
@@ -23,7 +24,8 @@ from zamba_lm.eval.bench.clock import Spread, synchronize
 from zamba_lm.eval.bench.decoder import EngineDecoder, random_ids
 from zamba_lm.eval.bench.report import SIDES, Row
 from zamba_lm.eval.bench.sides import Place
-from zamba_lm.eval.bench.subject import Subject, ready
+from zamba_lm.eval.bench.subject import Subject
+from zamba_lm.model.ready import ready
 
 CACHES = ("cold Triton cache", "warm Triton cache")
 STEPS = 4
@@ -32,11 +34,14 @@ PATIENCE = 120  # seconds
 
 def rows(subject: Subject, place: Place, context: int, against: str | None) -> list[Row]:
     """A row a side and cache. They carry no speed-up: other kinds of measurement hold the outputs against each other."""
-    found = []
-    for side in SIDES if against else SIDES[:1]:
-        with tempfile.TemporaryDirectory() as folder:
-            found += [_row(side, note, folder, subject, place, context) for note in CACHES]
-    return found
+    return [row for side in (SIDES if against else SIDES[:1]) for row in side_rows(side, subject, place, context)]
+
+
+def side_rows(side: str, subject: Subject, place: Place, context: int) -> Iterator[Row]:
+    """One side's rows, as they come."""
+    with tempfile.TemporaryDirectory() as folder:
+        for note in CACHES:
+            yield _row(side, note, folder, subject, place, context)
 
 
 def _row(side: str, note: str, folder: str, subject: Subject, place: Place, context: int) -> Row:
@@ -78,7 +83,7 @@ def once(side: str, context: int, subject: Subject) -> dict:
     synchronize(subject.device)
     begin = time.perf_counter()
     if theirs is None:
-        decoder = EngineDecoder(ready(model, merge=True), 1, context + STEPS)
+        decoder = EngineDecoder(ready(model), 1, context + STEPS)
     else:
         decoder = peer.TheirDecoder(theirs, 1)
     prepared = time.perf_counter() - begin

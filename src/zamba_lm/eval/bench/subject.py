@@ -12,10 +12,6 @@ from zamba_lm.hub import EMBEDDED, resolve
 from zamba_lm.model.config import ZambaConfig
 from zamba_lm.model.dtypes import as_dtype, dtype_name
 from zamba_lm.model.load import load_model, read_config
-from zamba_lm.model.mamba1 import Mamba1
-from zamba_lm.model.mamba2 import Mamba2
-from zamba_lm.model.merge import merge_adapters, split_adapters
-from zamba_lm.model.pack import pack_weights
 from zamba_lm.model.presets import preset as published
 from zamba_lm.model.zamba import Zamba
 
@@ -101,18 +97,3 @@ def require_room(c: ZambaConfig, device: torch.device, dtype: str, batches, cont
         f"{what} need {need / 1e9:.1f} GB in {dtype} ({c.weight_bytes(dtype) / 1e9:.1f} GB are weights), "
         f"and {device} has {free / 1e9:.1f} GB free; a smaller --batch or --context, or --layers, needs less"
     )
-
-
-def for_training(model: Zamba) -> Zamba:
-    """Undo ``ready`` on a GPU, where it changed no parameter: what was derived from them is derived anew."""
-    for module in model.modules():
-        if isinstance(module, Mamba1 | Mamba2):
-            module.frozen = None
-    return split_adapters(model)
-
-
-def ready(model: Zamba, merge: bool) -> Zamba:
-    """The model as ``LLM`` prepares it: packed for a processor that reads packed weights, on a GPU with its adapters merged into
-    per-call copies if ``merge`` says so."""
-    model = pack_weights(model)
-    return merge_adapters(model) if merge and model.device.type == "cuda" else model

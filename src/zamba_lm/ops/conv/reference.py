@@ -5,11 +5,13 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from zamba_lm.ops.packing import Packing, over_runs
+from zamba_lm.ops.packing import Packing, entries, over_runs, put_back
 
 
-def conv_reference(x_TC, weight_CK, bias_C, packing: Packing, window_SKC=None):
-    return over_runs(packing, partial(_rows, weight_CK.float(), bias_C.float()), (x_TC,), (window_SKC,))
+def conv_reference(x_TC, weight_CK, bias_C, packing: Packing, window_SKC=None, slots_S=None, in_place=False):
+    before_SKC = entries(window_SKC, slots_S)
+    y_TC, after_SKC = over_runs(packing, partial(_rows, weight_CK.float(), bias_C.float()), (x_TC,), (before_SKC,))
+    return y_TC, put_back(window_SKC, after_SKC, slots_S) if in_place else after_SKC
 
 
 def _rows(weight_CK, bias_C, x_BTC, window_BKC):

@@ -5,8 +5,9 @@ import torch
 from zamba_lm.ops.dispatch import Implementation, Op
 from zamba_lm.ops.gpu import kernels
 from zamba_lm.ops.linear.cpu import linear_cpu, no_packing, pack
-from zamba_lm.ops.linear.normed import Normed
-from zamba_lm.ops.linear.reference import gated_linear_reference, linear_reference, row_scales, unpack
+from zamba_lm.ops.linear.normed import Normed, prepared
+from zamba_lm.ops.linear.reference import gate_reference, gated_linear_reference, linear_reference, row_scales, unpack
+from zamba_lm.ops.linear.weights import one_pass
 
 LINEAR = Op(
     "linear",
@@ -23,16 +24,37 @@ GATED_LINEAR = Op(
         Implementation("reference", gated_linear_reference),
     ),
 )
+GATE = Op(
+    "gate",
+    (
+        kernels("linear", "gated"),
+        Implementation("reference", gate_reference),
+    ),
+)
 
-__all__ = ["GATED_LINEAR", "LINEAR", "Normed", "can_pack", "gated_linear", "linear", "pack", "row_scales", "unpack"]
+__all__ = [
+    "GATE",
+    "GATED_LINEAR",
+    "LINEAR",
+    "Normed",
+    "can_pack",
+    "gate",
+    "gated_linear",
+    "linear",
+    "one_pass",
+    "pack",
+    "prepared",
+    "row_scales",
+    "unpack",
+]
 
 
-def linear(x_TI, weight_OI, row_scale_O=None, *, norm: Normed | None = None, residual_TO=None):
+def linear(x_TI, weight_OI, row_scale_O=None, *, norm: Normed | None = None, residual_TO=None, overwrite: bool = False):
     """norm(x) W^T + residual: (T, I) with (O, I) gives (T, O), all of one dtype; products are added in float32.
 
     x_TI: a tensor, or a tuple of two that lie side by side, (T, I1) and (T, I2) with I1 + I2 = I. ``norm``: x is
     RMS-normalised first. residual_TO: added to the product. All three are what a kernel does on its way; they change no number
-    beyond rounding.
+    beyond rounding. overwrite: for inference, the result may take the residual's place.
 
     ``weight_OI`` is a plain tensor, or with ``row_scale_O`` what ``pack`` made of one: the same numbers, in the order in which
     oneDNN reads them or, where they are whole multiples of a power of two a row, in eight bits each. A single row gets through
@@ -44,7 +66,7 @@ def linear(x_TI, weight_OI, row_scale_O=None, *, norm: Normed | None = None, res
     if residual_TO is not None and residual_TO.shape != (*lead, len(weight_OI)):
         raise ValueError(f"residual {tuple(residual_TO.shape)} does not fit the product {(*lead, len(weight_OI))}")
     device = (x_TI[0] if type(x_TI) is tuple else x_TI).device
-    return LINEAR(device)(x_TI, weight_OI, row_scale_O, norm, residual_TO)
+    return LINEAR(device)(x_TI, weight_OI, row_scale_O, norm, residual_TO, *([True] if overwrite else []))
 
 
 def gated_linear(x_TI, weight_2FI, row_scale_2F=None, *, norm: Normed | None = None, adapter=None):
@@ -58,6 +80,13 @@ def gated_linear(x_TI, weight_2FI, row_scale_2F=None, *, norm: Normed | None = N
         raise ValueError(f"a weight of {len(weight_2FI)} rows has no gate and up of equal size")
     device = (x_TI[0] if type(x_TI) is tuple else x_TI).device
     return GATED_LINEAR(device)(x_TI, weight_2FI, row_scale_2F, norm, adapter)
+
+
+def gate(y_T2F):
+    """gelu(gate) * up of rows [gate | up]: (T, 2 F) gives (T, F). What ``gated_linear`` does to a product made elsewhere."""
+    if y_T2F.dim() != 2 or y_T2F.shape[1] % 2:
+        raise ValueError(f"rows {tuple(y_T2F.shape)} have no gate and up of equal size")
+    return GATE(y_T2F.device)(y_T2F)
 
 
 def _check(x_TI, weight_OI, norm):

@@ -10,13 +10,14 @@ FEW_ROWS = 8  # up to here the eight-bit kernel reads weights faster than it mul
 SMALLEST = 1 << 16  # numbers in a weight from which eight bits pay
 
 _product = torch.ops.mkldnn._linear_pointwise.default if torch.backends.mkldnn.is_available() else None
+_native = _product is not None and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # asked once: torch.compile cannot ask
 
 
 def no_packing(device: torch.device) -> str | None:
     """Why weights cannot be packed for ``device``, or None when they can."""
     if device.type != "cpu":
         return "packs weights for CPUs"
-    if _product is None or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not _native:
         return "this processor has no bfloat16 products (AVX-512 or AMX)"
     return None
 
@@ -43,7 +44,7 @@ def _eight_bits(weight_OI):
     return codes.to(torch.int8), scale.to(weight_OI.dtype)
 
 
-def linear_cpu(x_TI, weight_OI, row_scale_O=None, norm=None, residual_TO=None):
+def linear_cpu(x_TI, weight_OI, row_scale_O=None, norm=None, residual_TO=None, overwrite=False):
     if norm is not None or type(x_TI) is tuple:
         x_TI = prepared(x_TI, norm)
     y_TO = _multiply(x_TI, weight_OI, row_scale_O)

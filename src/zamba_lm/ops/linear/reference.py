@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from zamba_lm.ops.linear.normed import prepared
 
 
-def linear_reference(x_TI, weight_OI, row_scale_O=None, norm=None, residual_TO=None):
+def linear_reference(x_TI, weight_OI, row_scale_O=None, norm=None, residual_TO=None, overwrite=False):
     y_TO = F.linear(prepared(x_TI, norm), unpack(weight_OI, row_scale_O))
     return y_TO if residual_TO is None else residual_TO + y_TO
 
@@ -19,6 +19,10 @@ def gated_linear_reference(x_TI, weight_2FI, row_scale_2F=None, norm=None, adapt
     if adapter is not None:
         A_RI, B_2FR, A_scale_R, B_scale_2F = adapter
         y_T2F = y_T2F + linear(linear(x_TI, A_RI, A_scale_R), B_2FR, B_scale_2F)
+    return gate_reference(y_T2F)
+
+
+def gate_reference(y_T2F):
     gate_TF, up_TF = y_T2F.chunk(2, dim=-1)
     return F.gelu(gate_TF) * up_TF
 

@@ -2,7 +2,7 @@
 
 from zamba_lm.ops.dispatch import Implementation, Op
 from zamba_lm.ops.gpu import kernels
-from zamba_lm.ops.packing import Packing
+from zamba_lm.ops.packing import Packing, check_entries
 from zamba_lm.ops.ssd.reference import CHUNK, ssd_reference
 from zamba_lm.ops.step.reference import NO_LIMIT
 
@@ -27,6 +27,9 @@ def ssd(
     chunk_states: int = 0,
     dt_bias_H=None,
     dt_limit: tuple[float, float] = NO_LIMIT,
+    *,
+    slots_S=None,
+    in_place: bool = False,
 ):
     """For each sequence and head: h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T;  y_t = h_t C_t + D x_t.
 
@@ -39,13 +42,16 @@ def ssd(
     returned as well: (sum over sequences of ceil(length / n), H, P, N) float32, sequence by sequence. They carry no gradient.
 
     dt_bias_H: with a bias (H), float32, dt is raw, of any float dtype, and the time step is softplus(dt + bias) within dt_limit.
+
+    in_place: for inference, the states after the sequences overwrite those before, which may then be of any float dtype and
+    memory of more sequences than these: sequence s has entry slots_S[s] (int32, on the device), or entry s without slots.
     """
     T, H, P = x_THP.shape
     if T != packing.total or dt_TH.shape != (T, H) or B_TGN.shape != C_TGN.shape or len(B_TGN) != T or H % B_TGN.shape[1]:
         shapes = ", ".join(f"{name} {tuple(v.shape)}" for name, v in (("x", x_THP), ("dt", dt_TH), ("B", B_TGN), ("C", C_TGN)))
         raise ValueError(f"{shapes} do not fit {packing}")
-    if state_SHPN is not None and state_SHPN.shape != (expected := (len(packing), H, P, B_TGN.shape[2])):
-        raise ValueError(f"state is {tuple(state_SHPN.shape)}, expected {expected} for {packing}")
+    check_entries("state", state_SHPN, (H, P, B_TGN.shape[2]), packing, slots_S, in_place)
     if chunk_states < 0 or chunk_states % CHUNK:
         raise ValueError(f"chunk_states is {chunk_states}, expected 0 or a multiple of {CHUNK}")
-    return SSD(x_THP.device)(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, packing, state_SHPN, chunk_states, dt_bias_H, dt_limit)
+    given = (x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, packing, state_SHPN, chunk_states, dt_bias_H, dt_limit)
+    return SSD(x_THP.device)(*given, slots_S, in_place) if in_place else SSD(x_THP.device)(*given)

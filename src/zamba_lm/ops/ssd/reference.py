@@ -11,7 +11,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from zamba_lm.ops.packing import Packing, over_runs
+from zamba_lm.ops.packing import Packing, entries, over_runs, put_back
 from zamba_lm.ops.step.reference import NO_LIMIT, time_step
 
 CHUNK = 64  # tokens a matrix product sees at once
@@ -30,6 +30,8 @@ def ssd_reference(
     chunk_states=0,
     dt_bias_H=None,
     dt_limit=NO_LIMIT,
+    slots_S=None,
+    in_place=False,
     *,
     chunk=CHUNK,
     span=SPAN,
@@ -39,7 +41,11 @@ def ssd_reference(
     if dt_bias_H is not None:
         dt_TH = time_step(dt_TH, dt_bias_H, dt_limit)
     rows = partial(_rows, A_H, D_H, chunk_states, chunk, span, product_dtype)
-    return over_runs(packing, rows, (x_THP, dt_TH, B_TGN, C_TGN), (state_SHPN,))
+    packed = (x_THP, dt_TH, B_TGN, C_TGN)
+    if not in_place:
+        return over_runs(packing, rows, packed, (state_SHPN,))
+    y_THP, after_SHPN, *kept = over_runs(packing, rows, packed, (entries(state_SHPN, slots_S).float(),))
+    return y_THP, put_back(state_SHPN, after_SHPN, slots_S), *kept
 
 
 def _rows(A_H, D_H, every, chunk, span, product_dtype, x_BTHP, dt_BTH, B_BTGN, C_BTGN, state_BHPN):

@@ -44,7 +44,7 @@ def step(x_SHP, dt_SHP, A_HPN, B_SGN, C_SGN, D_HP, state_SHPN):
     return STEP(x_SHP.device)(x_SHP, dt_SHP, A_HPN, B_SGN, C_SGN, D_HP, state_SHPN)
 
 
-def mamba2_step(h_SE, window_SKC, state_SHPN, constants, groups: int, dt_limit: tuple[float, float], slots_S=None):
+def mamba2_step(h_SE, window_SKC, state_SHPN, constants, groups: int, dt_limit: tuple[float, float], slots_S=None, early=False):
     """What a Mamba-2 mixer does to one token between its input projection and its norm: convolution, recurrence, gate.
 
     h_SE: rows [z | x | B | C | dt] of the input projection. window_SKC: the last K - 1 inputs of the convolution; state_SHPN:
@@ -52,19 +52,25 @@ def mamba2_step(h_SE, window_SKC, state_SHPN, constants, groups: int, dt_limit: 
     device; rows that share a slot spoil it and their own results, nothing else), or on entry s where slots_S is None. constants:
     (conv weight (C, K), conv bias (C), dt bias (H), A (H), D (H)), float32. Returns y * SiLU(z), (S, H P) in **float32**, for the
     norm that follows: nothing is rounded on the way.
+
+    early: window, state and slots are older than the running chain of dependent kernels (see ``ops.gpu.launch``), so they may be
+    read before the kernel that makes h has ended. A caller says so when each layer's step runs once a chain, and something that
+    waits for all, such as torch's own kernels, stands between one token and the next.
     """
     _, H, P, N = state_SHPN.shape
     _fits(h_SE, 2 * H * P + 2 * groups * N + H, window_SKC, H * P + 2 * groups * N, state_SHPN, slots_S)
-    return MAMBA2_STEP(h_SE.device)(h_SE, window_SKC, state_SHPN, constants, groups, dt_limit, slots_S)
+    return MAMBA2_STEP(h_SE.device)(h_SE, window_SKC, state_SHPN, constants, groups, dt_limit, slots_S, early)
 
 
-def mamba1_step(h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_HPR, dt_limit: tuple[float, float], slots_S=None):
+def mamba1_step(
+    h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_HPR, dt_limit: tuple[float, float], slots_S=None, early=False
+):
     """What a Mamba-1 mixer does to one token between its two projections.
 
     Convolution and SiLU, each head's [dt | B | C] by ``x_proj`` and its time steps by ``dt_proj``, recurrence, D x, gate.
     h_S2I: rows [x | z] of the input projection. x_proj_HRP: (H, R + 2 N, P); dt_proj_HPR: (H, P, R); both in h's dtype.
-    constants: (conv weight (C, K), conv bias (C), dt bias (H, P), A (H, P, N), D (H, P)), float32. Window, state, slots as in
-    ``mamba2_step``. Returns (S, H P) in h's dtype; arithmetic in float32 but for the operands of the two products.
+    constants: (conv weight (C, K), conv bias (C), dt bias (H, P), A (H, P, N), D (H, P)), float32. Window, state, slots, early as
+    in ``mamba2_step``. Returns (S, H P) in h's dtype; arithmetic in float32 but for the operands of the two products.
     """
     _, H, P, N = state_SHPN.shape
     _fits(h_S2I, 2 * H * P, window_SKC, H * P, state_SHPN, slots_S)
@@ -72,7 +78,8 @@ def mamba1_step(h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_HP
     if x_proj_HRP.shape != (H, R + 2 * N, P) or dt_proj_HPR.shape != (H, P, R):
         projections = f"x_proj {tuple(x_proj_HRP.shape)} and dt_proj {tuple(dt_proj_HPR.shape)}"
         raise ValueError(f"{projections} do not fit state {tuple(state_SHPN.shape)}")
-    return MAMBA1_STEP(h_S2I.device)(h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_HPR, dt_limit, slots_S)
+    args = h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_HPR, dt_limit, slots_S, early
+    return MAMBA1_STEP(h_S2I.device)(*args)
 
 
 def _fits(h, width, window, channels, state, slots):

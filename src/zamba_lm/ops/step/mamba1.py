@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from zamba_lm.ops.step.reference import conv_token, on_slots, time_step
 
 
-def mamba1_step_reference(h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_HPR, dt_limit, slots_S=None):
+def mamba1_step_reference(h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_HPR, dt_limit, slots_S=None, early=False):
     return on_slots(_token, h_S2I, window_SKC, state_SHPN, slots_S, constants, x_proj_HRP, dt_proj_HPR, dt_limit)
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from zamba_lm.ops.step.reference import conv_token, on_slots, time_step
 
 
-def mamba2_step_reference(h_SE, window_SKC, state_SHPN, constants, groups, dt_limit, slots_S=None):
+def mamba2_step_reference(h_SE, window_SKC, state_SHPN, constants, groups, dt_limit, slots_S=None, early=False):
     return on_slots(_token, h_SE, window_SKC, state_SHPN, slots_S, constants, groups, dt_limit)
 
 

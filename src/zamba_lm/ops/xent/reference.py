@@ -27,20 +27,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x_TD, weight_VD, targets_T, loss_and_gradient):
-        want = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        want_x, want_w = ctx.needs_input_grad[:2]
         total = x_TD.new_zeros((), dtype=torch.float32)
-        dx_TD = torch.empty_like(x_TD) if want else None
-        dw_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if want else None
+        dx_TD = torch.empty_like(x_TD) if want_x else None
+        dw_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if want_w else None
         for start in range(0, x_TD.shape[0], CHUNK):
             part = slice(start, start + CHUNK)
             logits_TV = x_TD[part] @ weight_VD.T
-            if not want:
+            if not (want_x or want_w):
                 total += F.cross_entropy(logits_TV.float(), targets_T[part].clamp(min=-1), ignore_index=-1, reduction="sum")
                 continue
             loss, dlogits_TV = loss_and_gradient(logits_TV, targets_T[part])
             total += loss
-            torch.mm(dlogits_TV, weight_VD, out=dx_TD[part])
-            dw_VD += dlogits_TV.T @ x_TD[part]
+            if want_x:
+                torch.mm(dlogits_TV, weight_VD, out=dx_TD[part])
+            if want_w:  # a frozen head, as under LoRA, costs no (V, D) gradient
+                dw_VD += dlogits_TV.T @ x_TD[part]
         ctx.save_for_backward(dx_TD, dw_VD)
         ctx.weight_dtype = weight_VD.dtype
         return total
@@ -48,7 +50,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, scale):
         dx_TD, dw_VD = ctx.saved_tensors
-        return dx_TD * scale, (dw_VD * scale).to(ctx.weight_dtype), None, None
+        dx_TD = None if dx_TD is None else dx_TD * scale
+        return dx_TD, None if dw_VD is None else (dw_VD * scale).to(ctx.weight_dtype), None, None
 
 
 def loss_and_gradient(logits_TV, targets_T):

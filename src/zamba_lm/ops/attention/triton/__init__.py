@@ -2,10 +2,14 @@
 
 import torch
 
+from zamba_lm.ops.attention import attention
 from zamba_lm.ops.attention.reference import attention_reference
-from zamba_lm.ops.attention.triton.append import append
+from zamba_lm.ops.attention.triton.append import append, blank
 from zamba_lm.ops.attention.triton.backward import WideAttention
 from zamba_lm.ops.attention.triton.decode import decode
+from zamba_lm.ops.attention.triton.flash import flash, suits_flash
+from zamba_lm.ops.attention.triton.joined import joined, suits_joining
+from zamba_lm.ops.attention.triton.packed import HEADS_OF, packed_attention
 from zamba_lm.ops.attention.triton.prefill import prefill
 from zamba_lm.ops.attention.triton.wide import suits_two_steps, wide_prefill
 from zamba_lm.ops.rope.triton import FLOATS, rope_triton
@@ -23,18 +27,34 @@ def attention_triton(q_THd, k_THd, v_THd, scale, packing, cache=None, angles=Non
     if cache is not None and packing.total == len(packing):
         return decode(q_THd, k_THd, v_THd, scale, cache, angles)
     past = (0,) * len(packing) if cache is None else cache.past
-    torch_is_faster = _suits_torch(q_THd, packing, past)
+    torch_is_faster, in_two = _suits_torch(q_THd, packing, past), cache is not None and suits_joining(q_THd, packing, past)
     if cache is not None or angles is not None:
-        keep = cache is None or torch_is_faster
-        q_THd, k_THd = append(q_THd, k_THd, v_THd, packing.lengths, past, cache, angles, keep)
+        keep = cache is None or torch_is_faster or in_two
+        q_THd, k_THd = append(q_THd, k_THd, v_THd, packing, cache, angles, keep)
     if torch_is_faster:
+        if not packing.known:
+            blank(k_THd, v_THd, packing)
         return attention_reference(q_THd, k_THd, v_THd, scale, packing)
-    run = wide_prefill if suits_two_steps(q_THd, packing) else prefill
-    return run(q_THd, k_THd, v_THd, scale, packing, cache, past)
+    if in_two:
+        return joined(q_THd, k_THd, v_THd, scale, cache, past[0])
+    if packing.known and suits_two_steps(q_THd, packing):
+        return wide_prefill(q_THd, k_THd, v_THd, scale, packing, cache, past)
+    return prefill(q_THd, k_THd, v_THd, scale, packing, cache)
+
+
+def self_attention_triton(qkv_T3Hd, scale, packing, cache=None, angles=None):
+    """Ours where documents of different lengths lie side by side, or heads are narrow; else as ``attention_triton``."""
+    if cache is None and torch.is_grad_enabled() and qkv_T3Hd.requires_grad and qkv_T3Hd.shape[3] in HEADS_OF:
+        if qkv_T3Hd.dtype != torch.float32 and (len(packing.runs) > 1 or qkv_T3Hd.shape[3] == HEADS_OF[0]):
+            return packed_attention(qkv_T3Hd, scale, packing, angles)
+    return attention(*qkv_T3Hd.unbind(1), scale, packing, cache, angles)
 
 
 def _suits_torch(q_THd, packing, past) -> bool:
-    """Whether to leave the products to torch's own kernels: fresh sequences, few rectangles, heads that its fast ones take."""
+    """Whether to leave the products to torch's own kernels: fresh sequences, few rectangles, heads that its fast ones take. Of a
+    frame's lengths they know nothing, so there it must be one sequence, at the front."""
+    if past is None or (len(packing) > 1 and not packing.known):
+        return False
     few = len(packing.runs) * TOKENS_OF_A_RUN <= packing.total
     return few and q_THd.is_cuda and not any(past) and q_THd.shape[2] <= WIDEST_OF_TORCH and q_THd.dtype != torch.float32
 
@@ -44,6 +64,8 @@ def _differentiable(q_THd, k_THd, v_THd, scale, packing, cache, angles):
         raise ValueError("gradients and a cache do not go together: keys and values are written in place")
     if angles is not None:
         q_THd, k_THd = rope_triton(q_THd, *angles), rope_triton(k_THd, *angles)
+    if len(packing.runs) > 1 and suits_flash(q_THd):
+        return flash(q_THd, k_THd, v_THd, scale, packing)
     if q_THd.shape[2] <= WIDEST_OF_TORCH:
         return attention_reference(q_THd, k_THd, v_THd, scale, packing)
     return WideAttention.apply(q_THd, k_THd, v_THd, scale, packing.lengths)

@@ -90,9 +90,9 @@ def attend(
     return m, total, acc_a, acc_b
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_tiles", "T", "pages_s"])
 def prefill_kernel(
-    q, k_a, k_b, v_a, v_b, pages, tiles, y, lse, n_tiles, T,
+    q, k_a, k_b, v_a, v_b, pages, past, tiles, y, lse, n_tiles, T,
     q_t, q_h, k_t, k_h, v_t, v_h, pool_p, pool_h, pages_s, PAGE, scale,
     HEADS: tl.constexpr, D: tl.constexpr, A: tl.constexpr, B: tl.constexpr, OA: tl.constexpr, OB: tl.constexpr,
     OUT: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PAGED: tl.constexpr, TMA: tl.constexpr,
@@ -104,6 +104,8 @@ def prefill_kernel(
     head = program // n_tiles
     tile = tiles + (program % n_tiles) * 4
     sequence, start, count, position = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2), tl.load(tile + 3)
+    if PAGED:
+        position += tl.where(count > 0, tl.load(past + sequence), 0)  # a row of zeros is no tile
     n = tl.arange(0, BM)
     rows = position + n
     q_at = q + (start + n[:, None]).to(tl.int64) * q_t + head * q_h
@@ -149,7 +151,7 @@ def halves(width: int) -> tuple[int, int]:
     return a, 0 if a >= width else max(64, triton.next_power_of_2(width - a))
 
 
-def prefill(q_THd, k_THd, v_THd, scale, packing, cache=None, past=None, *, config=None, with_lse=False):
+def prefill(q_THd, k_THd, v_THd, scale, packing, cache=None, *, config=None, with_lse=False):
     """y (T, H, d), and with ``with_lse`` also log2 of each row's sum (H, T) float32. Rotation and append are done already: with a
     cache, keys and values are read from the pages alone."""
     T, H, D = q_THd.shape
@@ -159,10 +161,12 @@ def prefill(q_THd, k_THd, v_THd, scale, packing, cache=None, past=None, *, confi
     a, b = (max(16, triton.next_power_of_2(D)), 0) if config.get("whole") else halves(D)
     out = D if parts == 1 else triton.cdiv(triton.cdiv(D, parts), 8) * 8
     oa, ob = (a, b) if parts == 1 else (max(16, triton.next_power_of_2(out)), 0)
-    tiles = query_tiles(packing.lengths, past or (0,) * len(packing), config["queries"], device)
+    tiles = query_tiles(packing, config["queries"], device)
     y = torch.empty(T, H, D, dtype=q_THd.dtype, device=device)
     lse = torch.empty(H, T, dtype=torch.float32, device=device) if with_lse else y
-    keys, values, pages = (k_THd, v_THd, tiles) if cache is None else (cache.keys, cache.values, cache.pages_SM)
+    keys, values, pages, past = k_THd, v_THd, tiles, tiles
+    if cache is not None:
+        keys, values, pages, past = cache.keys, cache.values, cache.pages_SM, cache.past_S
     tma = config["tma"] and capability(device) >= (9, 0) and describable(keys, values)
     blocks = (a, b or a, oa, ob or oa)
     pairs = zip((keys, keys, values, values), blocks, strict=True)
@@ -172,7 +176,7 @@ def prefill(q_THd, k_THd, v_THd, scale, packing, cache=None, past=None, *, confi
     launch(
         prefill_kernel,
         (len(tiles) * H * parts,),
-        *(q_THd, *sources, pages, tiles, y, lse, len(tiles), T, *q_THd.stride()[:2], *rows, *pool, pages.stride(0)),
+        *(q_THd, *sources, pages, past, tiles, y, lse, len(tiles), T, *q_THd.stride()[:2], *rows, *pool, pages.stride(0)),
         *(cache.page if cache is not None else 1, scale * LOG2_E),
         device=device,
         HEADS=H,

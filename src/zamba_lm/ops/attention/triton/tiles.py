@@ -4,15 +4,18 @@ from functools import lru_cache
 
 import torch
 
-from zamba_lm.ops.packing import on_device
+from zamba_lm.ops.packing import Packing, Rows
 
 
-@lru_cache(maxsize=32)  # the calls of one pass ask for the same one
-def query_tiles(lengths: tuple[int, ...], past: tuple[int, ...], size: int, device: torch.device) -> torch.Tensor:
-    """Rows (sequence, first packed token, tokens, position of the first in its sequence), int32, the longest work first."""
+def query_tiles(packing: Packing, size: int, device: torch.device) -> torch.Tensor:
+    """Rows (sequence, first packed token, tokens, new tokens of the sequence before them), int32, the longest work first."""
+    return packing.tables(tiles, size, device=device)[0]
+
+
+@lru_cache(maxsize=32)
+def tiles(lengths: tuple[int, ...], size: int) -> tuple[Rows]:
     rows, start = [], 0
-    for s, (length, before) in enumerate(zip(lengths, past, strict=True)):
-        rows += [(s, start + i, min(size, length - i), before + i) for i in range(0, length, size)]
+    for s, length in enumerate(lengths):
+        rows += [(s, start + i, min(size, length - i), i) for i in range(0, length, size)]
         start += length
-    rows.sort(key=lambda row: -(row[2] + row[3]))
-    return on_device(rows, torch.int32, device)
+    return (sorted(rows, key=lambda row: -(row[2] + row[3])),)

@@ -21,6 +21,7 @@ def conv_backward(
     S,
     x_stride,
     d_stride,
+    dx_stride,
     C,
     K: tl.constexpr,
     GIVEN: tl.constexpr,
@@ -45,8 +46,9 @@ def conv_backward(
             first = (block * TURNS + turn) * ROWS
             if first < T:
                 shares = slide(
-                    shares, d_x, d_y, x, window, taps, bias_C, starts, first, T, S, x_stride, d_stride, c, in_c, C, K, GIVEN, ROWS
-                )
+                    shares, d_x, d_y, x, window, taps, bias_C, starts, first, T, S, x_stride, d_stride, dx_stride, c, in_c, C,
+                    K, GIVEN, ROWS,
+                )  # fmt: skip
         for k in tl.static_range(K + 1):
             tl.store(d_weight + (block.to(tl.int64) * (K + 1) + k) * C + c, shares[k], mask=in_c)
     else:
@@ -70,6 +72,7 @@ def slide(
     S,
     x_stride,
     d_stride,
+    dx_stride,
     c,
     in_c,
     C,
@@ -88,7 +91,7 @@ def slide(
             ds = ds + (through_silu(d_ys[u], weighed(rows[u : u + K], taps, bias_C, K)),)
         for u in tl.static_range(ROWS):
             d = backwards(ds[u : u + K], taps, K)
-            tl.store(d_x + (first + u).to(tl.int64) * C + c, d.to(d_x.dtype.element_ty), mask=in_c)
+            tl.store(d_x + (first + u).to(tl.int64) * dx_stride + c, d.to(d_x.dtype.element_ty), mask=in_c)
             shares = with_share(shares, ds[u], rows[u : u + K], K)
     else:
         for u in range(tl.minimum(ROWS, T - first)):
@@ -107,7 +110,7 @@ def slide(
                 if ahead == 0:
                     shares = with_share(shares, d, inputs, K)
                 ds = ds + (d,)
-            tl.store(d_x + t.to(tl.int64) * C + c, backwards(ds, taps, K).to(d_x.dtype.element_ty), mask=in_c)
+            tl.store(d_x + t.to(tl.int64) * dx_stride + c, backwards(ds, taps, K).to(d_x.dtype.element_ty), mask=in_c)
     return shares
 
 
@@ -150,3 +153,18 @@ def of_window(d_window, d_y, x, window, taps, bias_C, starts, s, x_stride, d_str
         for u in tl.static_range(1, k + 1):
             total += taps[k - u] * ds[u]
         tl.store(d_window + at + k * C + c, total.to(d_window.dtype.element_ty), mask=in_c)
+
+
+@triton.jit
+def add_shares(shares, d_weight, d_bias, blocks, C, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """d_weight (C, K) and d_bias (C) of all blocks' shares (blocks, K + 1, C), added up in order. Programs: channels, taps."""
+    c, k = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS), tl.program_id(1)
+    row = tl.arange(0, ROWS)[:, None]
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for first in range(0, blocks, ROWS):
+        at = ((first + row).to(tl.int64) * (K + 1) + k) * C + c[None, :]
+        total += tl.load(shares + at, mask=(first + row < blocks) & (c < C)[None, :], other=0.0)
+    if k < K:
+        tl.store(d_weight + c * K + k, tl.sum(total, 0).to(d_weight.dtype.element_ty), mask=c < C)
+    else:
+        tl.store(d_bias + c, tl.sum(total, 0).to(d_bias.dtype.element_ty), mask=c < C)

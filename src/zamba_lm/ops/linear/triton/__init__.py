@@ -7,25 +7,36 @@ import torch.nn.functional as F
 
 from zamba_lm.ops.linear.normed import Normed, prepared
 from zamba_lm.ops.linear.reference import linear_reference, unpack
-from zamba_lm.ops.linear.triton.few import few_rows, skinny_gated
+from zamba_lm.ops.linear.triton.few import few_rows, ring_row, rings, skinny_gated, some_rows, streams_through
 from zamba_lm.ops.linear.triton.gelu import gated
+from zamba_lm.ops.linear.triton.place import fits, gated_in_place
 from zamba_lm.ops.linear.triton.prepare import prepare
+from zamba_lm.ops.linear.triton.train import gated_product, product, product_dtype
 
+STREAMED = 64  # rows up to which ``streams_kernel`` beats cuBLAS, where it runs
 FEW = 1  # rows up to which multiplying them one after the other hides behind reading the weight
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GATED = 32  # rows up to which our tensor-core kernel, gate included, is faster than cuBLAS and a kernel for the gate
 
 
-def linear_triton(x, weight, row_scale=None, norm: Normed | None = None, residual=None):
+def linear_triton(x, weight, row_scale=None, norm: Normed | None = None, residual=None, overwrite=False):
     lead, x = _matrices(x, weight if row_scale is None else row_scale, norm)
     residual = None if residual is None else _matrix(residual)
-    if _grads(weight, residual, *_parts(x), norm and norm.weight_I) or not (rows := len(_parts(x)[0])):
+    if not (rows := len(_parts(x)[0])) or (norm is not None and norm.groups > 1 and _trains(weight, x, norm, residual)):
         return linear_reference(x, weight, row_scale, norm, residual).view(*lead, len(weight))
+    if _trains(weight, x, norm, residual):
+        return product(x, unpack(weight, row_scale), norm, residual).view(*lead, len(weight))
     weight = _dense(weight, row_scale)
-    if rows <= FEW:
+    if rows == 1 and rings(weight):
+        y = ring_row(x, weight, norm, residual)
+    elif rows <= FEW:
         y = few_rows(x, weight, norm, residual)
+    elif rows <= STREAMED and streams_through(weight):
+        y = some_rows(prepare(x, norm, weight.dtype), weight, residual)
     elif residual is None:
         y = F.linear(prepare(x, norm, weight.dtype), weight)
+    elif overwrite:  # otherwise cuBLAS works on a copy
+        y = residual.addmm_(prepare(x, norm, weight.dtype), weight.T)
     else:
         y = torch.addmm(residual, prepare(x, norm, weight.dtype), weight.T)
     return y.view(*lead, -1)
@@ -35,21 +46,31 @@ def gated_linear_triton(x, weight, row_scale=None, norm: Normed | None = None, a
     lead, x = _matrices(x, weight if row_scale is None else row_scale, norm)
     A, B, A_scale, B_scale = adapter or (None,) * 4
     rows = len(_parts(x)[0])
-    if _grads(weight, *_parts(x), norm and norm.weight_I, A, B) or not rows:
+    if not rows or (norm is not None and norm.groups > 1 and _trains(weight, x, norm, A, B)):
         return _differentiable(x, weight, row_scale, norm, A, B, A_scale, B_scale).view(*lead, len(weight) // 2)
+    if _trains(weight, x, norm, A, B):
+        A, B = (None, None) if adapter is None else (unpack(A, A_scale), unpack(B, B_scale))
+        return gated_product(x, unpack(weight, row_scale), norm, A, B).view(*lead, -1)
     weight = _dense(weight, row_scale)
     if adapter is not None:
         A, B = _dense(A, A_scale), _dense(B, B_scale)
+    if rows == 1 and adapter is None and rings(weight):
+        return ring_row(x, weight, norm, gated=True).view(*lead, -1)
     if rows <= FEW:
         low = None if adapter is None else (few_rows(x, A, norm), B)
         return few_rows(x, weight, norm, gated=True, adapter=low).view(*lead, -1)
     x = prepare(x, norm, weight.dtype)
+    if rows <= STREAMED and adapter is None and streams_through(weight):
+        return some_rows(x, weight, gated=True).view(*lead, -1)
     if rows <= GATED and adapter is None:
         return skinny_gated(x, weight).view(*lead, -1)
     y = F.linear(x, weight)
-    if adapter is not None:
-        y.addmm_(F.linear(x, A), B.T)
-    return gated(y).view(*lead, -1)
+    if adapter is None:
+        return gated_in_place(y).view(*lead, -1)
+    low = F.linear(x, A)
+    if fits(low.dtype, low.shape[1]):
+        return gated_in_place(y, low, B).view(*lead, -1)
+    return gated_in_place(y.addmm_(low, B.T)).view(*lead, -1)
 
 
 def _differentiable(x, weight, row_scale, norm, A, B, A_scale, B_scale):
@@ -72,8 +93,9 @@ def _parts(x):
 def _matrices(x, weight, norm):
     """The axes before the last, and x as matrices whose rows are contiguous, when kernels can multiply it with the weight."""
     first = _parts(x)[0]
-    fits = first.dtype == weight.dtype or (norm is not None and first.dtype == torch.float32)
-    if weight.dtype not in DTYPES or not fits or _parts(x)[-1].dtype != first.dtype:
+    dtype = product_dtype(first, weight)
+    fits = first.dtype == dtype or (norm is not None and first.dtype == torch.float32) or dtype != weight.dtype
+    if weight.dtype not in DTYPES or not fits or first.dtype not in DTYPES or _parts(x)[-1].dtype != first.dtype:
         types = " and ".join(str(part.dtype) for part in (*_parts(x), weight))
         raise ValueError(
             f"kernels multiply x with a weight of its dtype (float32, bfloat16, float16; normed: or float32 x), not {types}"
@@ -86,5 +108,9 @@ def _matrix(x):
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _grads(*tensors) -> bool:
+def _trains(weight, x, norm, *others) -> bool:
+    """Whether there are gradients to make, or products to multiply in another dtype than the weight's (autocast)."""
+    if product_dtype(_parts(x)[0], weight) != weight.dtype:
+        return True
+    tensors = (weight, *_parts(x), norm and norm.weight_I, *others)
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

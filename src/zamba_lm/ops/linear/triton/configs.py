@@ -56,3 +56,56 @@ class SkinnyConfig:
 def skinny_config(batch: int, dtype: torch.dtype) -> SkinnyConfig:
     """The configuration for ``batch`` rows."""
     return SkinnyConfig(32, 16 if batch <= 16 else 32, 256 // dtype.itemsize, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class RingConfig:
+    """``lines`` of the weight a tile, ``down`` of them at a time to different warps; ``stages`` tiles on their way; ``residents``
+    programs a multiprocessor; ``hold``: a tile is in registers as a whole before its place in the ring is given away."""
+
+    lines: int
+    warps: int
+    stages: int
+    residents: int
+    down: int
+    hold: bool = True
+
+
+RINGED = (2560, 5120, 10240)  # widths at which rings were measured to be faster than ``rows_kernel`` in a model's step
+TILE_BYTES = 80 << 10
+
+
+@cache
+def ring_config(width: int, gated: bool) -> RingConfig:
+    """The configuration for a weight of 16-bit rows of ``width``: two tiles of about 80 KB, so that few barriers are met."""
+    lines = max(2 if gated else 1, 1 << (max(1, TILE_BYTES // (2 * width)).bit_length() - 1))
+    return RingConfig(lines, 8, 2, 1, max(1, min(lines, 32) // 4))
+
+
+@dataclass(frozen=True, slots=True)
+class StreamsConfig:
+    """``lines`` of the weight a program out of a tile of ``tile``, its columns in ``splits``; x in tiles of ``batch`` rows."""
+
+    lines: int
+    tile: int
+    splits: int
+    batch: int
+    columns: int
+    stages: int
+    warps: int
+
+
+STREAMS_BYTES = 100 << 10  # of shared memory a program: two share a multiprocessor
+
+
+@cache
+def streams_config(rows: int, width: int, batch: int, gated: bool, multiprocessors: int) -> StreamsConfig:
+    """The configuration for ``batch`` rows of x and a weight (rows, width), rows of gate if gated: two programs each."""
+    splits = 1
+    while rows * splits < 64 * multiprocessors and splits < 4 and width >= 1024 * splits:
+        splits *= 2
+    lines = min(128, 8 * -(-rows * splits // (16 * multiprocessors)))
+    tile, n = 64 if lines <= 64 else 128, max(16, 1 << (batch - 1).bit_length())
+    columns = 64 if gated or tile == 128 else 128
+    stage = 2 * columns * (tile * (2 if gated else 1) + n)
+    return StreamsConfig(lines, tile, splits, n, columns, max(3, STREAMS_BYTES // stage), 8 if tile == 128 else 4)

@@ -1,9 +1,23 @@
 """Launching the kernels: strides, empty arguments, the configuration of a shape."""
 
-import torch
+from functools import cache
+from importlib import import_module
 
-from zamba_lm.ops.gpu import launch
-from zamba_lm.ops.linear.triton.configs import Config, SkinnyConfig, config, skinny_config
+import torch
+import triton
+
+from zamba_lm.ops.gpu import capability, launch, multiprocessors
+from zamba_lm.ops.linear.triton.configs import (
+    RINGED,
+    Config,
+    RingConfig,
+    SkinnyConfig,
+    StreamsConfig,
+    config,
+    ring_config,
+    skinny_config,
+    streams_config,
+)
 from zamba_lm.ops.linear.triton.rows import rows_kernel
 from zamba_lm.ops.linear.triton.skinny import skinny_kernel
 
@@ -52,6 +66,105 @@ def few_rows(x, weight, norm=None, residual=None, *, gated=False, adapter=None, 
         pdl=True,
     )
     return y
+
+
+HOPPER = (9, 0)
+GLUON = ("3.6.",)  # versions of Triton whose Gluon, still called experimental, these kernels are written in
+SMALLEST = 1 << 20  # numbers in a weight from which streaming it through shared memory pays
+WIDEST = 1 << 14  # beyond, x would not fit the registers
+
+
+def streams_through(weight) -> bool:
+    """Whether ``ring_row`` and ``some_rows`` take a weight: 16 bits, rows of a multiple of 16 bytes, not small, on Hopper."""
+    width = weight.shape[1]
+    fits = weight.dtype.itemsize == 2 and width % 8 == 0 and width <= WIDEST and weight.data_ptr() % 16 == 0
+    return fits and weight.numel() >= SMALLEST and capability(weight.device) == HOPPER and triton.__version__.startswith(GLUON)
+
+
+def rings(weight) -> bool:
+    """Whether one row goes through ``ring_row``."""
+    return weight.shape[1] in RINGED and streams_through(weight)
+
+
+@cache
+def _gluon(name: str):
+    """A module of kernels in Gluon, imported when one runs: another Triton may not have what it imports."""
+    return import_module(f"zamba_lm.ops.linear.triton.{name}")
+
+
+def ring_row(x, weight, norm=None, residual=None, *, gated=False, chosen: RingConfig | None = None):
+    """``few_rows`` of one row, for 16-bit weights whose rows are multiples of 16 bytes, on GPUs that ``can_ring`` names."""
+    x, x2 = x if type(x) is tuple else (x, x)
+    rows, width = weight.shape
+    d_out = rows // 2 if gated else rows
+    chosen = chosen or ring_config(width, gated)
+    y = torch.empty(1, d_out, dtype=weight.dtype, device=x.device)
+    launch(
+        _gluon("ring").ring_kernel,
+        (min(chosen.residents * multiprocessors(x.device), -(-d_out // (chosen.lines // 2 if gated else chosen.lines))),),
+        *(x, x2, weight, norm.weight_I if norm else None, residual, y, d_out, norm.eps if norm else 0.0),
+        I=width,
+        I1=x.shape[1],
+        LINES=chosen.lines,
+        WARPS=chosen.warps,
+        DOWN=min(chosen.down, chosen.warps),
+        HOLD=chosen.hold,
+        STAGES=chosen.stages,
+        GROUPS=norm.groups if norm else 0,
+        RESIDUAL=residual is not None,
+        GATED=gated,
+        num_warps=chosen.warps,
+        device=x.device,
+        pdl=True,
+    )
+    return y
+
+
+def some_rows(x, weight, residual=None, *, gated=False, chosen: StreamsConfig | None = None):
+    """x W^T + residual, or the gated product, of a matrix (S, I) of the weight's 16-bit dtype, S up to 64."""
+    S, (rows, width), device = len(x), weight.shape, x.device
+    if x.data_ptr() % 16 or x.stride(0) % 8:  # asynchronous copies take 16 bytes at a time
+        x = x.clone(memory_format=torch.contiguous_format)
+    d_out = rows // 2 if gated else rows
+    chosen = chosen or streams_config(d_out, width, S, gated, multiprocessors(device))
+    y = torch.empty(S, d_out, dtype=weight.dtype, device=device)
+    blocks = -(-d_out // chosen.lines)
+    partial = counters = y
+    if chosen.splits > 1:
+        partial, counters = torch.empty(chosen.splits, S, d_out, dtype=torch.float32, device=device), _zeros(device)
+        assert blocks <= len(counters)
+    launch(
+        _gluon("streams").streams_kernel,
+        (blocks, chosen.splits),
+        *(x, weight, residual, y, partial, counters, S, d_out, x.stride(0), 0 if residual is None else residual.stride(0)),
+        I=width,
+        LINES=chosen.lines,
+        M=chosen.tile,
+        BS=chosen.batch,
+        BK=chosen.columns,
+        STAGES=chosen.stages,
+        SPLITS=chosen.splits,
+        RESIDUAL=residual is not None,
+        GATED=gated,
+        WARPS=chosen.warps,
+        num_warps=chosen.warps,
+        device=device,
+        pdl=True,
+    )
+    return y
+
+
+_counters: dict[torch.device, torch.Tensor] = {}
+
+
+def _zeros(device: torch.device) -> torch.Tensor:
+    """Counters that every launch leaves at zero."""
+    if device not in _counters:
+        made = torch.zeros(1024, dtype=torch.int32, device=device)
+        if torch.cuda.is_current_stream_capturing():
+            return made  # filled when the graph runs, and its own
+        _counters[device] = made
+    return _counters[device]
 
 
 def skinny_gated(x, weight, chosen: SkinnyConfig | None = None):

@@ -1,16 +1,23 @@
 """Launchers of the norm kernels, and their place in autograd."""
 
-import torch
-import triton
+from functools import cache
 
-from zamba_lm.ops.gpu import launch, multiprocessors
+import torch
+
+from zamba_lm.ops.gpu import cdiv, launch, multiprocessors, power_of_two
 from zamba_lm.ops.norm.triton.kernels import norm_backward, norm_forward
+from zamba_lm.ops.norm.triton.sums import column_sums
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-# (width up to, warps forward, warps backward): a thread holds 16 to 32 channels; backward keeps more of each, so it takes more
-# threads. Backward runs this many programs on a multiprocessor, each over many rows, and a share of the weight's gradient each.
-WARPS = ((512, 1, 1), (1024, 1, 2), (2048, 2, 4), (4096, 4, 8), (8192, 8, 16), (None, 16, 16))
-PROGRAMS_EACH = 2
+# (width up to, warps), forward: a thread holds 16 to 32 channels. Backward as many; its programs fill the chip once, go over many
+# rows, and have a share of the weight's gradient each.
+WARPS = ((1024, 1), (2048, 2), (4096, 4), (8192, 8), (None, 16))
+VECTORS = 8 * 32  # channels that a warp loads at once, forward
+TILE, MOST = 1024, 8  # channels of a tile at most, tiles of a row at most, forward
+TOGETHER = 1  # rows of a program, forward
+MANY, NARROW, SEVERAL = 8192, 1024, 4  # from so many rows on, up to such a width, so many: starting a program takes long
+HELD = 32 * 32  # channels a warp at most, backward
+RESIDENT = 16  # warps on a multiprocessor, backward
 
 
 def norm_triton(x_TD, weight_D, eps):
@@ -31,46 +38,82 @@ class Norm(torch.autograd.Function):
         rows = [None if v is None else _rows(v) for v in (x, z)]
         ctx.save_for_backward(*rows, weight)
         ctx.eps, ctx.groups, ctx.shape = eps, groups, x.shape
-        out = torch.empty(x.shape, dtype=(x if z is None else z).dtype, device=x.device)
-        width = x.shape[-1] // groups
-        if not out.numel():
-            return out
-        launch(
-            norm_forward,
-            (len(rows[0]), groups),
-            *(out, *rows, weight.contiguous(), rows[0].stride(0), 0 if z is None else rows[1].stride(0), eps),
-            WIDTH=width,
-            GROUPS=groups,
-            GATED=z is not None,
-            BLOCK=triton.next_power_of_2(width),
-            num_warps=_warps(width)[0],
-            device=x.device,
-            pdl=True,
-        )
-        return out
+        return normed(*rows, weight, eps, groups).view(x.shape)
 
     @staticmethod
     def backward(ctx, d_out):
         x, z, weight = ctx.saved_tensors
-        d_out, (T, D), groups = _rows(d_out), x.shape, ctx.groups
-        d_x = torch.empty((T, D), dtype=x.dtype, device=x.device)
-        d_z = None if z is None else torch.empty((T, D), dtype=z.dtype, device=x.device)
-        programs = max(1, min(T, PROGRAMS_EACH * multiprocessors(x.device) // groups))
-        d_weight = torch.empty((programs, D), dtype=torch.float32, device=x.device)
+        want_x, want_z, want_weight = ctx.needs_input_grad[:3]
+        d_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        d_z = torch.empty(z.shape, dtype=z.dtype, device=x.device) if z is not None else None
+        d_weight = gradients(d_x, d_z, _rows(d_out), x, z, weight, ctx.eps, ctx.groups)
+        d_weight = column_sums(d_weight, weight.dtype) if want_weight else None
+        return d_x.view(ctx.shape) if want_x else None, d_z.view(ctx.shape) if want_z else None, d_weight, None, None
+
+
+def normed(x, z, weight, eps, groups):
+    """The norm of rows x, gated by rows z where those are given; (T, D), contiguous."""
+    out = torch.empty(x.shape, dtype=(x if z is None else z).dtype, device=x.device)
+    width = x.shape[1] // groups
+    if out.numel():
+        tile = _tile(width)
+        together = SEVERAL if len(x) >= MANY and width <= NARROW else TOGETHER
         launch(
-            norm_backward,
-            (programs, groups),
-            *(d_x, d_z, d_weight, d_out, x, z, weight.contiguous()),
-            *(x.stride(0), 0 if z is None else z.stride(0), d_out.stride(0), ctx.eps, T),
-            WIDTH=D // groups,
+            norm_forward,
+            (cdiv(len(x), together), groups),
+            *(out, x, z, weight.contiguous(), len(x), x.stride(0), 0 if z is None else z.stride(0), eps),
+            WIDTH=width,
             GROUPS=groups,
             GATED=z is not None,
-            BLOCK=triton.next_power_of_2(D // groups),
-            num_warps=_warps(D // groups)[1],
+            TILE=tile,
+            ROWS=together,
+            num_warps=_warps(width) if tile > width else max(1, tile // VECTORS),
             device=x.device,
+            pdl=True,
         )
-        d_weight = d_weight.sum(0).to(weight.dtype) if ctx.needs_input_grad[2] else None
-        return d_x.view(ctx.shape), None if z is None else d_z.view(ctx.shape), d_weight, None, None
+    return out
+
+
+def gradients(d_x, d_z, d_out, x, z, weight, eps, groups, again=None):
+    """Fill d_x and, where gated, d_z from rows (channels side by side, any stride between rows); returns the shares (programs,
+    D), float32, that add up to the weight's gradient. ``again``, where given, is filled with what the norm returned."""
+    T, D = x.shape
+    a, b = pieces(D // groups)
+    warps, most = spread(a + b, x.device)
+    programs = max(1, min(T, most // groups))
+    d_weight = torch.empty((programs, D), dtype=torch.float32, device=x.device)
+    launch(
+        norm_backward,
+        (programs, groups),
+        *(d_x, d_z, d_weight, d_x if again is None else again, d_out, x, z, weight.contiguous()),
+        *(d_x.stride(0), 0 if z is None else d_z.stride(0)),
+        *(x.stride(0), 0 if z is None else z.stride(0), d_out.stride(0), eps, T),
+        WIDTH=D // groups,
+        GROUPS=groups,
+        GATED=z is not None,
+        AGAIN=again is not None,
+        A=a,
+        B=b,
+        num_warps=warps,
+        device=x.device,
+    )
+    return d_weight
+
+
+@cache
+def pieces(width: int) -> tuple[int, int]:
+    """Two powers of two that hold a row, or one and 0 where they would hold no less."""
+    whole, a = power_of_two(width), 1 << (width.bit_length() - 1)
+    b = power_of_two(width - a) if width > a else 0
+    return (a, b) if a + b < whole or not b else (whole, 0)
+
+
+@cache
+def spread(held: int, device) -> tuple[int, int]:
+    """Warps of a program that takes a row of ``held`` channels going back, and how many programs fill the chip. Few warps: they
+    wait for each other once a row."""
+    warps = max(1, min(16, power_of_two(held) // HELD))
+    return warps, max(1, RESIDENT // warps) * multiprocessors(device)
 
 
 def _rows(x):
@@ -79,5 +122,11 @@ def _rows(x):
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def _tile(width: int) -> int:
+    """Channels that are loaded at once: a power of two that divides the row into few tiles, or one that holds all of it."""
+    tile = min(TILE, width & -width)
+    return tile if width // tile <= MOST else power_of_two(width)
+
+
 def _warps(width):
-    return next(warps for most, *warps in WARPS if most is None or width <= most)
+    return next(warps for most, warps in WARPS if most is None or width <= most)

@@ -8,7 +8,7 @@ from zamba_lm.ops.scan.triton import configs
 from zamba_lm.ops.scan.triton.backward import backward
 from zamba_lm.ops.scan.triton.forward import forward_kernel
 from zamba_lm.ops.scan.triton.layout import Inputs, spread
-from zamba_lm.ops.scan.triton.tables import firsts
+from zamba_lm.ops.scan.triton.tables import firsts, pieces
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -20,19 +20,20 @@ def scan_triton(x, dt, A, B, C, D, packing: Packing, state=None, z=None, dt_bias
     return _Scan.apply(x, dt, A, B, C, D, state, z, dt_bias, packing, dt_limit, torch.is_grad_enabled())
 
 
-def forward(i: Inputs, B, C, state, keep: int):
-    """(y, states after, states before every ``keep`` tokens of each sequence or None)."""
+def forward(i: Inputs, B, C, state, keep: bool):
+    """(y, states after, states before every KEEP tokens of each sequence or None)."""
     (_, H, P), N, S, device = i.x.shape, i.N, len(i.packing), i.x.device
     y, after = torch.empty(i.x.shape, dtype=i.x.dtype, device=device), i.A.new_empty(S, H, P, N)
-    kept = i.A.new_empty(sum(-(-n // keep) for n in i.packing.lengths), H, P, N) if keep else after
-    maps = spread(B, C)
+    table, first = pieces(i.packing, configs.KEEP, device), firsts(i.packing, configs.KEEP, device)
+    kept = i.A.new_empty(len(table), H, P, N) if keep else after
+    maps = spread(B, C, table, configs.KEEP)
     how = configs.forward(S * H * -(-P // 32), 4 * multiprocessors(device))
     launch(
         forward_kernel, (-(-P * how["SPLIT"] // 32), H, S), i.x, i.dt, i.z, maps, i.A, i.D, i.dt_bias,
-        after if state is None else state.contiguous(), y, after, kept, i.packing.cu_seqlens(device),
-        firsts(i.packing, keep or 64, device), i.low, i.high, i.x.stride(1), i.dt.stride(1), i.z.stride(1), 1, N,
-        H=H, P=P, N=N, SXT=i.x.stride(0), SDT=i.dt.stride(0), SZT=i.z.stride(0), NP=maps.shape[-1] // 2, KEEP=keep,
-        GIVEN=state is not None, **i.flags, **how, num_warps=1, device=device,
+        after if state is None else state.contiguous(), y, after, kept, i.packing.cu_seqlens(device), first, i.low, i.high,
+        i.x.stride(1), i.dt.stride(1), i.z.stride(1), H=H, P=P, N=N, SXT=i.x.stride(0), SDT=i.dt.stride(0), SZT=i.z.stride(0),
+        NP=maps.shape[-1] // 2, PIECE=configs.KEEP, KEEP=keep, GIVEN=state is not None, **i.flags, **how,
+        num_warps=1, device=device,
     )  # fmt: skip
     return y, after, kept if keep else None
 
@@ -43,7 +44,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, dt, A, B, C, D, state, z, dt_bias, packing, dt_limit, differentiable):
         i = Inputs.of(x, dt, A, D, z, dt_bias, packing, dt_limit)
-        keep = configs.KEEP if differentiable and any(ctx.needs_input_grad) else 0
+        keep = differentiable and any(ctx.needs_input_grad)
         y, after, kept = forward(i, B, C, state, keep)
         if keep:
             ctx.set_materialize_grads(False)

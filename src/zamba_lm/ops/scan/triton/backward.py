@@ -29,12 +29,11 @@ def backward(i: Inputs, kept, dy, dafter, B, C) -> tuple:
         ddt = torch.empty(T, H, P, dtype=i.dt.dtype, device=device)
     dz = torch.empty_like(dx, dtype=i.z.dtype) if i.gated else dx
     dmaps, dD = i.A.new_empty(parts, n_tiles * configs.TILE, H, 2 * NP), i.A.new_empty(2, n_tiles, H, P)
-    A_HNP = i.A.transpose(1, 2).contiguous()
     launch(
-        gradient_kernel, (parts, H, n_tiles), i.x, i.dt, i.z, dy, maps, A_HNP, i.D, i.dt_bias, states, adjoints, dx, ddt, dz,
-        dmaps, dD[0], dD[1], table, i.low, i.high, i.x.stride(1), i.dt.stride(1), i.z.stride(1), ddt.stride(1), 1, walk, n_tiles,
-        H=H, P=P, N=N, SXT=i.x.stride(0), SDT=i.dt.stride(0), SZT=i.z.stride(0), SOT=ddt.stride(0), SPLIT=configs.LANES, NP=NP,
-        NB=min(configs.BLOCK, NP // configs.LANES), TILE=configs.TILE, **i.flags, num_warps=1, device=device,
+        gradient_kernel, (parts, H, n_tiles), i.x, i.dt, i.z, dy, maps, i.A, i.D, i.dt_bias, states, adjoints, dx, ddt, dz,
+        dmaps, dD[0], dD[1], table, i.low, i.high, i.x.stride(1), i.dt.stride(1), i.z.stride(1), ddt.stride(1), walk, n_tiles,
+        H=H, P=P, N=N, SXT=i.x.stride(0), SDT=i.dt.stride(0), SZT=i.z.stride(0), SOT=ddt.stride(0), NP=NP,
+        TILE=configs.TILE, **i.flags, num_warps=1, device=device, **configs.GRADIENT,
     )  # fmt: skip
     dA = states.sum(0).transpose(1, 2)
     dD, dbias = dD.sum(1) if i.raw else (dD[0].sum(0), None)
@@ -53,12 +52,12 @@ def _borders(i: Inputs, maps, kept, dy, dafter, dbefore, states, adjoints, first
     table = pieces(i.packing, configs.KEEP, device)
     launch(
         states_kernel, (-(-P // 32), H, len(table)), i.x, i.dt, maps, i.A, i.dt_bias, kept, states, table, starts, first_tile,
-        i.low, i.high, i.x.stride(1), i.dt.stride(1), 1, SPLIT=1, KEEP=configs.KEEP, **strides, **flags, **shape,
+        i.low, i.high, i.x.stride(1), i.dt.stride(1), KEEP=configs.KEEP, **strides, **flags, **shape,
     )  # fmt: skip
     launch(
-        adjoints_kernel, (-(-P * configs.ADJOINT_LANES // 32), H, len(i.packing)), dy, i.dt, i.z, maps, i.A, i.dt_bias,
+        adjoints_kernel, (-(-P * configs.LANES // 32), H, len(i.packing)), dy, i.dt, i.z, maps, i.A, i.dt_bias,
         dbefore if dafter is None else dafter.contiguous(), dbefore, adjoints, starts, first_tile, i.low, i.high,
-        i.dt.stride(1), i.z.stride(1), 1, SPLIT=configs.ADJOINT_LANES, GIVEN=dafter is not None,
+        i.dt.stride(1), i.z.stride(1), SPLIT=configs.LANES, GIVEN=dafter is not None,
         SDT=i.dt.stride(0), SZT=i.z.stride(0), **i.flags, **shape,
     )  # fmt: skip
 

@@ -4,94 +4,97 @@ The gradient's own recurrence is the scan's, backwards, with C dy in the place o
 
     G[t] = exp(dt[t] A) (G[t + 1] + C[t] dy[t])
 
-where G[t] is what the loss gains from the state before token t. Maps (B and C) lie tile by tile, padded with zeros.
+where G[t] is what the loss gains from the state before token t. Maps (B and C) lie tile by tile, padded with zeros. States of
+borders are (tiles, H, N, P), channels side by side.
 """
 
 import triton
 import triton.language as tl
 
-from zamba_lm.ops.scan.triton.forward import load_tiles
-from zamba_lm.ops.scan.triton.steps import LOG2E, gated, row, time_steps
+from zamba_lm.ops.scan.triton.forward import load_tile
+from zamba_lm.ops.scan.triton.steps import LOG2E, gated, load_row, load_state, owned, store_state, time_steps, zeros
 
 
-@triton.jit(do_not_specialize=["sp"])
+@triton.jit
 def states_kernel(
-    x, dt, bc, A, bias, kept, states, pieces, starts, first_tile, low, high, sxh, sdh, sp,
+    x, dt, bc, A, bias, kept, states, pieces, starts, first_tile, low, high, sxh, sdh,
     H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, SXT: tl.constexpr, SDT: tl.constexpr,
-    SPLIT: tl.constexpr, NP: tl.constexpr, TILE: tl.constexpr, KEEP: tl.constexpr, RAW: tl.constexpr, LIMITED: tl.constexpr,
+    NP: tl.constexpr, TILE: tl.constexpr, KEEP: tl.constexpr, RAW: tl.constexpr, LIMITED: tl.constexpr,
 ):  # fmt: skip
-    """The state before every tile of a piece of KEEP tokens, from the state before the piece; 32 / SPLIT channels, one warp."""
-    PB: tl.constexpr = 32 // SPLIT
-    PART: tl.constexpr = NP // SPLIT
-    TILES: tl.constexpr = TILE // SPLIT
-    p = tl.program_id(0) * PB + tl.arange(0, PB)
+    """The state before every tile of a piece of KEEP tokens, from the state before the piece; a lane a channel."""
+    p = tl.program_id(0) * 32 + tl.arange(0, 32)
     h, piece = tl.program_id(1), tl.program_id(2)
     s, start, end = tl.load(pieces + piece * 3), tl.load(pieces + piece * 3 + 1), tl.load(pieces + piece * 3 + 2)
     length = tl.minimum(end - start, KEEP)
     tile = tl.load(first_tile + s) + (start - tl.load(starts + s)) // TILE
-    rows = tl.arange(0, SPLIT)[None, :]
-    n = tl.arange(0, SPLIT)[None, :, None] * PART + tl.arange(0, PART)[None, None, :]
-    live = p < P
-    alive = live[:, None] & (rows >= 0)
-    inside = live[:, None, None] & (n < N)
-    ox, od = rows * SXT + p[:, None], rows * SDT + p[:, None]
-    A_n = tl.load(A + (h * P + p)[:, None, None] * sp * N + n * sp, mask=inside, other=0.0) * LOG2E
-    bias_p = p[:, None].to(tl.float32)
-    if RAW:
-        bias_p = tl.load(bias + h * P + p, mask=live, other=0.0)[:, None]
-    at = (piece.to(tl.int64) * H + h) * P
-    state = tl.load(kept + (at + p)[:, None, None] * sp * N + n * sp, mask=inside, other=0.0)
+    live, n = p < P, tl.zeros((32,), tl.int32)
+    A_n = load_state(A + (h * P + p) * N, n, N, 1, NP, live)
+    bias_p = tl.load(bias + h * P + p, mask=live, other=0.0) if RAW else A_n[0]
+    state = load_state(kept + ((piece.to(tl.int64) * H + h) * P + p) * N, n, N, 1, NP, live)
     x += h.to(tl.int64) * sxh + start.to(tl.int64) * SXT
     dt += h.to(tl.int64) * sdh + start.to(tl.int64) * SDT
     bc += (tile.to(tl.int64) * TILE * H + h) * 2 * NP
     states += (tile.to(tl.int64) * H + h) * N * P
-    ahead = load_tiles(x, dt, x, ox, od, ox, alive, rows, length, SXT, SDT, SXT, SPLIT, TILES, False)
-    for t in range(0, length, TILE):
-        tl.store(states + p[:, None, None] * sp + n * P, state, mask=inside)
-        now = ahead
-        x += TILE * SXT
-        dt += TILE * SDT
-        ahead = load_tiles(x, dt, x, ox, od, ox, alive, rows, length - TILE - t, SXT, SDT, SXT, SPLIT, TILES, False)
-        for j in tl.static_range(TILES):
-            xs, dts, _ = now[j]
-            dts = time_steps(dts, bias_p, low, high, RAW, LIMITED)
-            dts = tl.where(j * SPLIT + rows < length - t, dts, 0.0)
-            adds = dts * xs.to(tl.float32)
-            for r in tl.static_range(SPLIT):
-                B_n = tl.load(bc + (j * SPLIT + r) * H * 2 * NP + n)
-                decay = tl.exp2(row(dts, rows, r)[:, None, None] * A_n)
-                state = decay * state + row(adds, rows, r)[:, None, None] * B_n
-        bc += TILE * H * 2 * NP
-        states += H * N * P
+    next_x, next_dt = tl.load(x + p, mask=live, other=0.0), tl.load(dt + p, mask=live, other=0.0)
+    for t in range(0, length):
+        if t % TILE == 0:
+            store_state(states + p, state, n, N, P, NP, live)
+            states += H * N * P
+        step = time_steps(next_dt, bias_p, low, high, RAW, LIMITED)
+        add = step * next_x.to(tl.float32)
+        ahead = live & (t + 1 < length)
+        x += SXT
+        dt += SDT
+        next_x, next_dt = tl.load(x + p, mask=ahead, other=0.0), tl.load(dt + p, mask=ahead, other=0.0)
+        B_n, after = load_row(bc, n, NP), ()
+        for j in tl.static_range(NP):
+            after += (tl.exp2(step * (A_n[j] * LOG2E)) * state[j] + add * B_n[j],)
+        state = after
+        bc += H * 2 * NP
+
+
+@triton.jit
+def load_block(
+    x, dt, z, ox, od, oz, inside, SXT: tl.constexpr, SDT: tl.constexpr, SZT: tl.constexpr,
+    SPLIT: tl.constexpr, TILES: tl.constexpr, GATE: tl.constexpr,
+):  # fmt: skip
+    """TILES tiles, one after the other."""
+    out = ()
+    for j in tl.static_range(TILES):
+        to_x, to_dt, to_z = j * SPLIT * SXT, j * SPLIT * SDT, j * SPLIT * SZT
+        out += (load_tile(x + to_x, dt + to_dt, z + to_z, ox, od, oz, inside, GATE),)
+    return out
+
+
+@triton.jit
+def load_C(bc, q, H: tl.constexpr, NP: tl.constexpr, PART: tl.constexpr, TILE: tl.constexpr):
+    out = ()
+    for t in tl.static_range(TILE):
+        out += (load_row(bc + t * H * 2 * NP + NP, q, PART),)
+    return out
 
 
 @triton.jit
 def back(
-    tile, maps, G, A_n, bias_p, low, high, rows, left, SPLIT: tl.constexpr, TILES: tl.constexpr,
+    block, Cs, G, A_n, bias_p, low, high, q, c, left, SPLIT: tl.constexpr, PART: tl.constexpr, TILES: tl.constexpr,
     RAW: tl.constexpr, LIMITED: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
     """G before a tile of tokens, from G after it."""
     for j in tl.static_range(TILES - 1, -1, -1):
-        dys, dts, zs = tile[j]
-        dys = gated(dys, zs, GATE)
-        dts = tl.where(j * SPLIT + rows < left, time_steps(dts, bias_p, low, high, RAW, LIMITED), 0.0)
+        dy, raw, z = block[j]
+        step = tl.where(j * SPLIT + q < left, time_steps(raw, bias_p, low, high, RAW, LIMITED), 0.0)
+        dts, dys = owned(step, c, SPLIT), owned(gated(dy, z, GATE), c, SPLIT)
         for r in tl.static_range(SPLIT - 1, -1, -1):
-            G += row(dys, rows, r)[:, None, None] * maps[j * SPLIT + r]
-            G *= tl.exp2(row(dts, rows, r)[:, None, None] * A_n)
+            before = ()
+            for i in tl.static_range(PART):
+                before += (tl.exp2(dts[r] * A_n[i]) * (G[i] + dys[r] * Cs[j * SPLIT + r][i]),)
+            G = before
     return G
 
 
 @triton.jit
-def load_C(bc, n, H: tl.constexpr, NP: tl.constexpr, TILE: tl.constexpr):
-    maps = ()
-    for t in tl.static_range(TILE):
-        maps += (tl.load(bc + t * H * 2 * NP + NP + n),)
-    return maps
-
-
-@triton.jit(do_not_specialize=["sp"])
 def adjoints_kernel(
-    dy, dt, z, bc, A, bias, dafter, dbefore, adjoints, starts, first_tile, low, high, sdh, szh, sp,
+    dy, dt, z, bc, A, bias, dafter, dbefore, adjoints, starts, first_tile, low, high, sdh, szh,
     H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, SDT: tl.constexpr, SZT: tl.constexpr,
     SPLIT: tl.constexpr, NP: tl.constexpr, TILE: tl.constexpr,
     RAW: tl.constexpr, LIMITED: tl.constexpr, GATE: tl.constexpr, GIVEN: tl.constexpr,
@@ -100,24 +103,20 @@ def adjoints_kernel(
     PB: tl.constexpr = 32 // SPLIT
     PART: tl.constexpr = NP // SPLIT
     TILES: tl.constexpr = TILE // SPLIT
-    p = tl.program_id(0) * PB + tl.arange(0, PB)
+    lane = tl.arange(0, 32)
+    q, c = lane // PB, lane % PB
+    p, n = tl.program_id(0) * PB + c, q * PART
     h, s = tl.program_id(1), tl.program_id(2)
     start, end = tl.load(starts + s), tl.load(starts + s + 1)
-    rows = tl.arange(0, SPLIT)[None, :]
-    n = tl.arange(0, SPLIT)[None, :, None] * PART + tl.arange(0, PART)[None, None, :]
     live = p < P
-    alive = live[:, None] & (rows >= 0)
-    inside = live[:, None, None] & (n < N)
-    oy, od, oz = rows * H * P + p[:, None], rows * SDT + p[:, None], rows * SZT + p[:, None]
-    A_n = tl.load(A + (h * P + p)[:, None, None] * sp * N + n * sp, mask=inside, other=0.0) * LOG2E
-    bias_p = p[:, None].to(tl.float32)
-    if RAW:
-        bias_p = tl.load(bias + h * P + p, mask=live, other=0.0)[:, None]
-    at = (s.to(tl.int64) * H + h) * P
-    if GIVEN:
-        G = tl.load(dafter + (at + p)[:, None, None] * sp * N + n * sp, mask=inside, other=0.0)
-    else:
-        G = tl.zeros((PB, SPLIT, PART), tl.float32)
+    oy, od, oz = q * H * P + p, q * SDT + p, q * SZT + p
+    A_p = load_state(A + (h * P + p) * N, n, N, 1, PART, live)
+    A_n = ()
+    for j in tl.static_range(PART):
+        A_n += (A_p[j] * LOG2E,)
+    bias_p = tl.load(bias + h * P + p, mask=live, other=0.0) if RAW else A_n[0]
+    at = ((s.to(tl.int64) * H + h) * P + p) * N
+    G = load_state(dafter + at, n, N, 1, PART, live) if GIVEN else zeros(PART)
     tiles = tl.cdiv(end - start, TILE)
     first = (start + (tiles - 1) * TILE).to(tl.int64)  # token of the last tile
     left = end - start - (tiles - 1) * TILE
@@ -127,20 +126,24 @@ def adjoints_kernel(
     z += h.to(tl.int64) * szh + first * SZT
     bc += (tile * TILE * H + h) * 2 * NP
     adjoints += (tile * H + h) * N * P
-    ahead = load_tiles(dy, dt, z, oy, od, oz, alive, rows, left, H * P, SDT, SZT, SPLIT, TILES, GATE)
-    held = load_C(bc, n, H, NP, TILE)
+    ahead, Cs = (), load_C(bc, q, H, NP, PART, TILE)
+    for j in tl.static_range(TILES):
+        here = live & (j * SPLIT + q < left)
+        dys = tl.load(dy + j * SPLIT * H * P + oy, mask=here, other=0.0)
+        dts = tl.load(dt + j * SPLIT * SDT + od, mask=here, other=0.0)
+        ahead += ((dys, dts, tl.load(z + j * SPLIT * SZT + oz, mask=here, other=0.0) if GATE else dys),)
     for i in range(0, tiles):
-        tl.store(adjoints + p[:, None, None] * sp + n * P, G, mask=inside)
-        adjoints -= H * N * P
-        bc -= TILE * H * 2 * NP * (i + 1 < tiles).to(tl.int32)
-        dy -= TILE * H * P
-        dt -= TILE * SDT
-        z -= TILE * SZT
-        now, maps = ahead, held
-        here = alive & (i + 1 < tiles)
-        ahead = load_tiles(dy, dt, z, oy, od, oz, here, rows, TILE, H * P, SDT, SZT, SPLIT, TILES, GATE)
-        held = load_C(bc, n, H, NP, TILE)
+        store_state(adjoints + p, G, n, N, P, PART, live)
+        more = (i + 1 < tiles).to(tl.int32)  # the first tile is loaded once more, for nothing
+        adjoints -= more * (H * N * P)
+        bc -= more * (TILE * H * 2 * NP)
+        dy -= more * (TILE * H * P)
+        dt -= more * (TILE * SDT)
+        z -= more * (TILE * SZT)
+        now, now_C = ahead, Cs
+        ahead = load_block(dy, dt, z, oy, od, oz, live & (more > 0), H * P, SDT, SZT, SPLIT, TILES, GATE)
+        Cs = load_C(bc, q, H, NP, PART, TILE)
         tl.debug_barrier()  # or the compiler moves loads down to where their values are used, and waits there
-        G = back(now, maps, G, A_n, bias_p, low, high, rows, left, SPLIT, TILES, RAW, LIMITED, GATE)
+        G = back(now, now_C, G, A_n, bias_p, low, high, q, c, left, SPLIT, PART, TILES, RAW, LIMITED, GATE)
         left = TILE
-    tl.store(dbefore + (at + p)[:, None, None] * sp * N + n * sp, G, mask=inside)
+    store_state(dbefore + at, G, n, N, 1, PART, live)

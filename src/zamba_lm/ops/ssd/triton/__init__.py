@@ -33,41 +33,52 @@ def ssd_triton(
     chunk_states=0,
     dt_bias_H=None,
     dt_limit=NO_LIMIT,
+    slots_S=None,
+    in_place=False,
     *,
     config=None,
 ):
     """``config``: a configs.Config instead of the shipped one."""
     given = (x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, state_SHPN, dt_bias_H)
-    _check(*given)
+    _check(*given, in_place)
     how = (packing, chunk_states, dt_limit, config)
-    if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in given):
-        _check_gradient(x_THP, B_TGN)
+    gradient = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in given)
+    check_sizes(x_THP.shape[2], B_TGN.shape[2], x_THP.dtype, gradient and not in_place)
+    if in_place:
+        y, after, kept = Call(*given, *how, slots_S, True).forward()
+    elif gradient:
         y, after, kept = _SSD.apply(*given, *how)
     else:
         y, after, kept = Call(*given, *how).forward()
     return (y, after, kept) if chunk_states else (y, after)
 
 
-def _check(x, dt, A, B, C, D, state, bias):
+def _check(x, dt, A, B, C, D, state, bias, in_place):
+    state = None if in_place else state  # that one is of any dtype
     if x.dtype not in DTYPES or B.dtype != x.dtype or C.dtype != x.dtype:
         raise ValueError(
             f"x, B, C are {x.dtype}, {B.dtype}, {C.dtype}; the Triton ssd takes one of float32, bfloat16, float16 for all three"
         )
     if bias is not None and dt.dtype not in DTYPES:
         raise ValueError(f"dt is {dt.dtype}, expected one of float32, bfloat16, float16")
-    for name, v in (("dt", dt if bias is None else None), ("A", A), ("D", D), ("state", state), ("dt_bias", bias)):
+    for name, v in (
+        ("dt", dt if bias is None else None),
+        ("A", A),
+        ("D", D),
+        ("state", state),
+        ("dt_bias", bias),
+    ):
         if v is not None and v.dtype != torch.float32:
             raise ValueError(f"{name} is {v.dtype}, expected torch.float32")
-    P, N = x.shape[2], B.shape[2]
+
+
+def check_sizes(P: int, N: int, dtype: torch.dtype, gradient: bool) -> None:
+    """ValueError when heads of P channels with d_state N are too large for the kernels."""
     if P > LARGEST[0] or N > LARGEST[1]:
         raise ValueError(f"heads are {P} wide with d_state {N}; the Triton ssd takes up to {LARGEST[0]} and {LARGEST[1]}")
-
-
-def _check_gradient(x, B):
-    P, N = x.shape[2], B.shape[2]
-    if power(P) * power(N) > LARGEST_GRADIENT[x.dtype]:
+    if gradient and power(P) * power(N) > LARGEST_GRADIENT[dtype]:
         raise ValueError(
-            f"gradients of {x.dtype} heads {P} wide with d_state {N} do not fit in shared memory; "
+            f"gradients of {dtype} heads {P} wide with d_state {N} do not fit in shared memory; "
             'train in bfloat16, or with force(ssd="reference")'
         )
 

@@ -13,13 +13,14 @@ from zamba_lm.ops.step.reference import NO_LIMIT
 
 
 class Call:
-    def __init__(self, x, dt, A, B, C, D, state, bias, packing, every, limit, config):
+    def __init__(self, x, dt, A, B, C, D, state, bias, packing, every, limit, config, slots=None, in_place=False):
         self.x, self.B, self.C = rows(x), rows(B), rows(C)
         self.dt, self.A, self.D = dt, A.contiguous(), D.contiguous()
         self.bias, self.limit = None if bias is None else bias.contiguous(), tuple(map(float, limit))
         self.state = None if state is None else state.contiguous()
+        self.slots, self.in_place = slots, in_place
         self.device, self.every = x.device, every
-        self.plan = plan(x.dtype, x.device, packing.lengths, (*x.shape[1:], B.shape[2], B.shape[1]), every, config)
+        self.plan = plan(x.dtype, x.device, packing, (*x.shape[1:], B.shape[2], B.shape[1]), every, config)
         self.planes = self._steps()
 
     def _new(self, *shape, dtype=torch.float32):
@@ -36,7 +37,7 @@ class Call:
         """Log decays in planes (PLANES, H, chunks, Q)."""
         p = self.plan
         planes = self._new(*p.planes)
-        args = (self.dt, self.A, either(self.bias, self.A), planes, p.tables.chunks, p.H, p.Z, p.sizes[-1])
+        args = (self.dt, self.A, either(self.bias, self.A), planes, p.chunks, p.H, p.Z, p.sizes[-1])
         self._launch(steps_kernel, p.by_chunk, *args, *self.dt.stride(), *self.limit, **self._time_step())
         return planes
 
@@ -46,17 +47,19 @@ class Call:
         limited = raw and self.limit != NO_LIMIT
         return {"Q": p.config.chunk, "BH": HEADS, "RAW": raw, "LIMITED": limited, "EXACT": p.exact, "num_warps": 4}
 
-    def forward(self):
-        """(y, states after, states on the way or None)."""
-        p, t, x, B, C = self.plan, self.plan.tables, self.x, self.B, self.C
+    def forward(self, before=False):
+        """(y, states after, states on the way or None). ``before``: on the way means before every chunk, as ``backward`` takes
+        them."""
+        p, x, B, C = self.plan, self.x, self.B, self.C
         carried, start = self._carried(x, B, self.state, reverse=False)
         y = self._new(p.T, p.H, p.P, dtype=x.dtype)
-        after = self._new(p.S, p.H, p.P, p.N)
-        kept = self._new(t.n_kept, p.H, p.P, p.N) if self.every else None
-        args = (x, B, C, self.D, self.planes, t.segments, t.kept, either(carried, after), y, after, either(kept, after))
+        after = self.state if self.in_place else self._new(p.S, p.H, p.P, p.N)
+        kept = self._new(p.n_kept, p.H, p.P, p.N) if self.every else self._before() if before else None
+        places = (p.segments, p.kept, either(self.slots, p.kept))
+        args = (x, B, C, self.D, self.planes, *places, either(carried, after), y, after, either(kept, after))
         strides = (*x.stride()[:2], *B.stride()[:2], *C.stride()[:2])
-        options = {"START": start, "KEEP": self.every // p.config.chunk, **p.cut_heads}
-        self._launch(scan_kernel, p.by_segment, *args, *p.sizes, *strides, how=p.config.scan, **options)
+        options = {"START": start, "SLOTS": self.slots is not None, "KEEP": -1 if before else self.every // p.config.chunk}
+        self._launch(scan_kernel, p.by_segment, *args, *p.sizes, *strides, how=p.config.scan, **options, **p.cut_heads)
         return y, after, kept
 
     def _carried(self, v, m, first, reverse):
@@ -68,14 +71,15 @@ class Call:
         self._carry(v, m, carried, decays, carried, carried, p.config.add, ADD=True, START=0, AFTER=False, REVERSE=reverse)
         size = p.P * p.N
         block = min(p.config.hand_on, 1 << (size - 1).bit_length())
-        args = (carried, decays, either(first, carried), p.tables.sequences, p.H, size)
-        options = {"START": first is not None, "REVERSE": reverse, "BLOCK": block, "num_warps": 4}
+        slots = None if reverse else self.slots
+        args = (carried, decays, either(first, carried), p.sequences, either(slots, p.sequences), p.H, size)
+        options = {"START": first is not None, "SLOTS": slots is not None, "REVERSE": reverse, "BLOCK": block, "num_warps": 4}
         self._launch(hand_on_kernel, (p.H, -(-size // block), p.S), *args, **options)
         return carried, 1
 
     def _carry(self, v, m, carried, decays, before, after, how, **options):
         p = self.plan
-        args = (v, m, self.planes, p.tables.segments, carried, decays, before, after, *p.sizes)
+        args = (v, m, self.planes, p.segments, carried, decays, before, after, *p.sizes)
         strides = (*v.stride()[:2], *m.stride()[:2])
         self._launch(carry_kernel, p.by_segment, *args, *strides, how=how, **options, **p.cut_heads)
 
@@ -83,41 +87,60 @@ class Call:
         """The state before every chunk, in the order of the walk; ``after`` receives those at its end."""
         p = self.plan
         carried, start = self._carried(v, m, first, reverse)
-        before = self._new(p.Z, p.H, p.P, p.N, dtype=torch.float32 if p.exact else torch.bfloat16)
+        before = self._before()
         options = {"ADD": False, "START": start, "AFTER": after is not None, "REVERSE": reverse}
         carried = either(carried, before)
         self._carry(v, m, carried, carried, before, either(after, before), p.config.walk, **options)
         return before
 
-    def backward(self, dy, dafter):
-        """Gradients of (x, dt, A, B, C, D, state, bias)."""
-        p, t, x, B, C = self.plan, self.plan.tables, self.x, self.B, self.C
+    def _before(self):
+        """Room for the state before every chunk."""
+        p = self.plan
+        return self._new(p.Z, p.H, p.P, p.N, dtype=torch.float32 if p.exact else torch.bfloat16)
+
+    def backward(self, dy, dafter, into=None, h=None):
+        """Gradients of (x, dt, A, B, C, D, state, bias).
+
+        ``into``: where those of x, dt, B and C go, as (T, ...) tensors whose rows may lie in something wider, those of B and C in
+        the same; then only the sums of A, D and the bias over each chunk (3, Z, H) are returned. ``h``: the states before the
+        chunks, where ``forward`` kept them.
+        """
+        p, x, B, C = self.plan, self.x, self.B, self.C
         dy = x.new_zeros(x.shape) if dy is None else rows(dy.to(x.dtype))
-        h = self._states(x, B, self.state, False, None)
+        dx, ddt, dB, dC = into or self._gradients()
+        h = self._states(x, B, self.state, False, None) if h is None else h
         dstate = None if self.state is None else self._new(p.S, p.H, p.P, p.N)
         g = self._states(dy, C, None if dafter is None else dafter.float().contiguous(), True, dstate)
         shares, across = self._new(SHARES, *p.planes[1:]), self._new(p.H, p.Z)
         strides = (*x.stride()[:2], *dy.stride()[:2], *B.stride()[:2], *C.stride()[:2])
 
-        dx = self._new(p.T, p.H, p.P, dtype=x.dtype)
-        args = (x, dy, B, C, self.D, self.planes, t.chunks, g, dx, shares, *p.sizes, *strides)
+        args = (x, dy, B, C, self.D, self.planes, p.chunks, g, dx, shares, *p.sizes, *strides, dx.stride(0))
         self._launch(inputs_kernel, (p.H, p.Z), *args, how=p.config.inputs, **p.whole_heads)
 
         heads = p.config.heads
         n = -(-p.H // p.G // heads)
         parts = self._new(n, 2, p.T, p.G, p.N)
-        args = (x, dy, B, C, self.planes, t.chunks, h, g, shares, across, parts, p.T, *p.sizes, *strides)
+        args = (x, dy, B, C, self.planes, p.chunks, h, g, shares, across, parts, p.T, *p.sizes, *strides)
         self._launch(maps_kernel, (p.G * n, p.Z), *args, how=p.config.maps, HEADS=heads, **p.whole_heads)
-        dBC = self._new(2, p.T, p.G, p.N, dtype=x.dtype)
-        size = dBC.numel()
-        self._launch(add_up_kernel, (-(-size // 1024),), parts, dBC, n, size, BLOCK=1024, num_warps=4)
+        width = p.G * p.N
+        columns = 1 << (width - 1).bit_length()
+        block = max(1, 2048 // columns)
+        args = (parts, dB, dC, n, p.T, width, dB.stride(0))
+        self._launch(add_up_kernel, (-(-p.T // block), 2), *args, BT=block, BW=columns, num_warps=4)
 
-        ddt = self._new(p.T, p.H, dtype=self.dt.dtype)
         sums = self._new(3 if self.bias is not None else 2, p.Z, p.H)  # of A, D and the bias, a chunk
-        args = (self.A, self.planes, shares, across, t.chunks, ddt, *sums[:2], sums[-1], p.H, p.Z, p.sizes[-1], *self.limit)
-        self._launch(finish_kernel, p.by_chunk, *args, **self._time_step())
+        args = (self.A, self.planes, shares, across, p.chunks, ddt, *sums[:2], sums[-1], p.H, p.Z, p.sizes[-1])
+        self._launch(finish_kernel, p.by_chunk, *args, ddt.stride(0), *self.limit, **self._time_step())
+        if into is not None:
+            return sums
         dA, dD, *dbias = sums.sum(1)
-        return dx, ddt, dA, dBC[0], dBC[1], dD, dstate, dbias[0] if dbias else None
+        return dx, ddt, dA, dB, dC, dD, dstate, dbias[0] if dbias else None
+
+    def _gradients(self):
+        """Room for those of x, dt, B and C."""
+        p, dtype = self.plan, self.x.dtype
+        maps = (self._new(p.T, p.G, p.N, dtype=dtype) for _ in "BC")
+        return self._new(p.T, p.H, p.P, dtype=dtype), self._new(p.T, p.H, dtype=self.dt.dtype), *maps
 
 
 def rows(v):

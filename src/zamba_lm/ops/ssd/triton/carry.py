@@ -10,7 +10,7 @@ import triton.language as tl
 from zamba_lm.ops.ssd.triton.steps import LEFT, since_start, tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_chunks"])
 def carry_kernel(
     v_THP,
     m_TGN,
@@ -107,9 +107,11 @@ def hand_on_kernel(
     decays_KH,
     first_SHPN,
     sequences,
+    slots,
     H,
     PN,
     START: tl.constexpr,
+    SLOTS: tl.constexpr,  # sequence s starts from first_SHPN[slots[s]]
     REVERSE: tl.constexpr,
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
@@ -124,7 +126,10 @@ def hand_on_kernel(
         tl.extra.cuda.gdc_wait()
     here = e < PN
     if START:
-        state = tl.load(first_SHPN + (s * H + h).to(tl.int64) * PN + e, here, other=0.0)
+        entry = s
+        if SLOTS:
+            entry = tl.load(slots + s)
+        state = tl.load(first_SHPN + (entry * H + h).to(tl.int64) * PN + e, here & (count > 0), other=0.0).to(tl.float32)
     else:
         state = tl.zeros((BLOCK,), tl.float32)
     way = -1 if REVERSE else 1

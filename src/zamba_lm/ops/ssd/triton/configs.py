@@ -38,7 +38,7 @@ NARROW = Config(  # 16-bit inputs, d_state up to 64
     scan=Launch(4, 3),
     walk=Launch(4, 3),
     inputs=Launch(4, 1, 128),
-    maps=Launch(4, 2),
+    maps=Launch(4, 3),
     heads=8,
 )
 BROAD = replace(  # d_state up to 128
@@ -68,9 +68,12 @@ def config(dtype: torch.dtype, P: int, N: int) -> Config:
     return NARROW if N <= 64 else BROAD
 
 
-def segment_length(c: Config, lengths: tuple[int, ...], H: int, multiprocessors: int) -> int:
-    """Tokens of a segment: as many as leave each multiprocessor its programs, and never more than the longest sequence needs."""
+def segment_length(c: Config, lengths: tuple[int, ...], longest: int, H: int, multiprocessors: int) -> int:
+    """Tokens of a segment: as many as leave each multiprocessor its programs, and never more than the longest sequence needs.
+    Where sequences alone are as many, none is cut."""
     chunks = sum(-(-n // c.chunk) for n in lengths)
-    longest = -(-max(lengths) // c.chunk)
+    longest = -(-longest // c.chunk)
+    if chunks // longest * H >= c.programs * multiprocessors:
+        return longest * c.chunk
     most = max(1, min(chunks * H // (c.programs * multiprocessors), c.most, longest))
     return -(-longest // -(-longest // most)) * c.chunk  # pieces of the longest sequence as equal as can be

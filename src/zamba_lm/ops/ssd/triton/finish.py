@@ -21,6 +21,7 @@ def finish_kernel(
     H,
     n_chunks,
     plane,
+    stride_ddt,
     low,
     high,
     Q: tl.constexpr,
@@ -65,7 +66,7 @@ def finish_kernel(
     if RAW:
         ddt *= _slope(dt, low, high, LIMITED)
         tl.store(dbias_ZH + chunk * H + h, tl.sum(tl.where(mask, ddt, 0.0), 0), here)
-    tl.store(ddt_TH + t * H + h[None, :], ddt.to(ddt_TH.dtype.element_ty), mask)
+    tl.store(ddt_TH + t * stride_ddt + h[None, :], ddt.to(ddt_TH.dtype.element_ty), mask)
     tl.store(dA_ZH + chunk * H + h, tl.sum(dt * dlog, 0), here)
     tl.store(dD_ZH + chunk * H + h, tl.sum(passed, 0), here)
 
@@ -80,15 +81,22 @@ def _slope(dt, low, high, LIMITED: tl.constexpr):
 
 
 @triton.jit
-def add_up_kernel(parts_KE, to_E, n_parts, size, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """Sum over the first axis, in order."""
-    e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    here = e < size
+def add_up_kernel(parts_KE, dB_TE, dC_TE, n_parts, T, width, stride_t, BT: tl.constexpr, BW: tl.constexpr, PDL: tl.constexpr):
+    """dB and dC, T rows of ``width`` numbers ``stride_t`` apart, as the sum over the first axis of (parts, 2, T, width), in
+    order. Programs: blocks of rows, dB or dC."""
+    which = tl.program_id(1)
+    t = (tl.program_id(0) * BT + tl.arange(0, BT)).to(tl.int64)[:, None]
+    e = tl.arange(0, BW)[None, :]
+    here = (t < T) & (e < width)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    total = tl.zeros((BLOCK,), tl.float32)
+    at = parts_KE + which.to(tl.int64) * T * width + t * width + e
+    total = tl.zeros((BT, BW), tl.float32)
     for _ in range(n_parts):
-        total += tl.load(parts_KE + e, here, other=0.0)
-        parts_KE += size
-    tl.store(to_E + e, total.to(to_E.dtype.element_ty), here)
+        total += tl.load(at, here, other=0.0)
+        at += 2 * T * width
+    if which == 0:
+        tl.store(dB_TE + t * stride_t + e, total.to(dB_TE.dtype.element_ty), here)
+    else:
+        tl.store(dC_TE + t * stride_t + e, total.to(dC_TE.dtype.element_ty), here)

@@ -53,6 +53,7 @@ def inputs_kernel(
     stride_bg,
     stride_ct,
     stride_cg,
+    stride_dt,  # of dx, tokens
     Q: tl.constexpr,
     BP: tl.constexpr,
     BN: tl.constexpr,
@@ -96,7 +97,7 @@ def inputs_kernel(
     tl.store(to + COLUMN * plane, tl.sum(both, 1))
     tl.store(to + ROW * plane, tl.sum(both * dt[:, None], 0))
     dx = tl.dot((weights * dt[:, None]).to(dy.dtype), dy, dx, input_precision="ieee")
-    dx_at = dx_THP + t * (H * P) + h * P + q[:, None] * (H * P) + p[None, :]
+    dx_at = dx_THP + t * stride_dt + h * P + q[:, None] * stride_dt + p[None, :]
     tl.store(dx_at, dx.to(dx_THP.dtype.element_ty), real)
 
 

@@ -1,14 +1,15 @@
-"""What can be said of a call before its tensors are seen: made once a shape and packing, as every layer asks the same."""
+"""What can be said of a call before its tensors are seen: made once a packing, as every layer asks the same."""
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import torch
 
 from zamba_lm.ops.gpu import multiprocessors
+from zamba_lm.ops.packing import Packing
 from zamba_lm.ops.ssd.triton import configs
 from zamba_lm.ops.ssd.triton.steps import PLANES
-from zamba_lm.ops.ssd.triton.tables import Tables, tables
+from zamba_lm.ops.ssd.triton.tables import n_kept, tables
 
 HEADS = 16  # side by side, where a program takes a chunk of several
 
@@ -18,7 +19,12 @@ class Plan:
     """Sizes, tables, grids, and the arguments that most kernels share."""
 
     config: configs.Config
-    tables: Tables
+    chunks: torch.Tensor  # these four: see tables.py
+    segments: torch.Tensor
+    sequences: torch.Tensor
+    kept: torch.Tensor
+    n_kept: int
+    cut: bool  # some sequence has several segments, or may have, so states have to be handed on
     exact: bool
     T: int
     S: int
@@ -30,17 +36,12 @@ class Plan:
     @cached_property
     def Z(self) -> int:
         """Chunks."""
-        return len(self.tables.chunks)
+        return len(self.chunks)
 
     @cached_property
     def K(self) -> int:
         """Segments."""
-        return len(self.tables.segments)
-
-    @cached_property
-    def cut(self) -> bool:
-        """Some sequence has several segments, so states have to be handed on."""
-        return self.K > self.S
+        return len(self.segments)
 
     @cached_property
     def planes(self) -> tuple[int, ...]:
@@ -74,16 +75,21 @@ class Plan:
         return (self.Z, -(-self.H // HEADS))
 
 
-@lru_cache(maxsize=64)
+Sizes = tuple[int, int, int, int]  # H, P, N, G
+
+
 def plan(
-    dtype: torch.dtype,
-    device: torch.device,
-    lengths: tuple[int, ...],
-    sizes: tuple[int, int, int, int],  # H, P, N, G
-    every: int,
-    config: configs.Config | None,
+    dtype: torch.dtype, device: torch.device, packing: Packing, sizes: Sizes, every: int, config: configs.Config | None
 ) -> Plan:
+    key = (plan, dtype, device, sizes, every, config)
+    return packing.kept(key, lambda: _plan(dtype, device, packing, sizes, every, config))
+
+
+def _plan(dtype, device, packing: Packing, sizes: Sizes, every: int, config) -> Plan:
     H, P, N, _ = sizes
     c = config or configs.config(dtype, P, N)
-    segment = configs.segment_length(c, lengths, H, multiprocessors(device))
-    return Plan(c, tables(lengths, c.chunk, segment, every, device), dtype == torch.float32, sum(lengths), len(lengths), *sizes)
+    longest = max(packing.lengths) if packing.known else packing.total
+    segment = configs.segment_length(c, packing.lengths, longest, H, multiprocessors(device))
+    places = packing.tables(tables, c.chunk, segment, every, device=device)
+    kept, exact = n_kept(packing.lengths, every), dtype == torch.float32
+    return Plan(c, *places, kept, longest > segment, exact, packing.total, len(packing), *sizes)

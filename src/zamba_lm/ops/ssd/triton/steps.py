@@ -26,7 +26,7 @@ NEVER = tl.constexpr(1e30)  # in FROM, for dt = 0
 UNIT = tl.constexpr(1099511627776.0)  # 2^40: integers count 2^-40
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_chunks"])
 def steps_kernel(
     dt_TH,
     A_H,

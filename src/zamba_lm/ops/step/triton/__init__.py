@@ -12,25 +12,28 @@ from zamba_lm.ops.step.triton.configs import (
     MAMBA1_STATE,
     MAMBA1_TOKEN,
     MAMBA2,
-    chosen,
+    MAMBA2_ALONE,
+    MAMBA2_STATE,
 )
 from zamba_lm.ops.step.triton.mamba1 import mamba1_conv, mamba1_low, mamba1_state, mamba1_token
-from zamba_lm.ops.step.triton.mamba2 import mamba2_token
+from zamba_lm.ops.step.triton.mamba2 import mamba2_state, mamba2_token
 
 FETCHING_ROWS = 8  # up to here programs are few enough that what they ask for early is what they wait for
 _arrivals: dict[tuple[torch.device, int], torch.Tensor] = {}
 
 
-def mamba2_step_triton(h_SE, window_SKC, state_SHPN, constants, groups, dt_limit, slots_S=None):
+def mamba2_step_triton(h_SE, window_SKC, state_SHPN, constants, groups, dt_limit, slots_S=None, early=False):
     _laid_out(h_SE, window_SKC, state_SHPN, constants)
     S, (_, H, P, N) = len(h_SE), state_SHPN.shape
-    config = chosen(MAMBA2, S)
+    if S > MAMBA2_ALONE:
+        return _mamba2_many(h_SE, window_SKC, state_SHPN, constants, groups, dt_limit, slots_S, early)
+    config = MAMBA2
     block_n = triton.next_power_of_2(N)
     block_i = min(max(config.tile // block_n, 1), triton.next_power_of_2(H * P // groups))
     y = torch.empty(S, H * P, dtype=torch.float32, device=h_SE.device)
     launch(
         mamba2_token,
-        (groups * triton.cdiv(H * P // groups, block_i * config.turns), S),
+        (groups * triton.cdiv(H * P // groups, block_i), S),
         *(y, h_SE, window_SKC, state_SHPN, slots_S, _counters(window_SKC, S * groups), *constants),
         *(h_SE.stride(0), *window_SKC.stride()[:2], state_SHPN.stride(0), *dt_limit),
         H=H,
@@ -40,11 +43,11 @@ def mamba2_step_triton(h_SE, window_SKC, state_SHPN, constants, groups, dt_limit
         K=window_SKC.shape[1] + 1,
         SLOTS=slots_S is not None,
         LIMITED=tuple(dt_limit) != NO_LIMIT,
-        TURNS=config.turns,
         BLOCK_I=block_i,
         BLOCK_N=block_n,
         BLOCK_K=triton.next_power_of_2(window_SKC.shape[1] + 1),
         FETCH=_can_fetch(S, window_SKC, state_SHPN, N, block_i, H * P // groups),
+        EARLY=early,
         num_warps=config.warps,
         device=h_SE.device,
         pdl=True,
@@ -52,14 +55,51 @@ def mamba2_step_triton(h_SE, window_SKC, state_SHPN, constants, groups, dt_limit
     return y
 
 
-def mamba1_step_triton(h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_HPR, dt_limit, slots_S=None):
+def _mamba2_many(h_SE, window_SKC, state_SHPN, constants, groups, dt_limit, slots_S, early):
+    """Two kernels: the convolution, and the recurrence, which then has little to do but move the state."""
+    S, (_, H, P, N), C = len(h_SE), state_SHPN.shape, window_SKC.shape[2]
+    conv_weight_CK, conv_bias_C, dt_bias_H, A_H, D_H = constants
+    xBC = torch.empty(S, C, dtype=torch.float32, device=h_SE.device)
+    y = torch.empty(S, H * P, dtype=torch.float32, device=h_SE.device)
+    shared = {"SLOTS": slots_S is not None, "device": h_SE.device, "pdl": True}
+    block_c, warps = MAMBA1_CONV
+    launch(
+        mamba1_conv,
+        (triton.cdiv(C, block_c), S),
+        *(xBC, h_SE[:, H * P :], window_SKC, slots_S, conv_weight_CK, conv_bias_C, h_SE.stride(0), *window_SKC.stride()[:2]),
+        INNER=C,
+        K=window_SKC.shape[1] + 1,
+        BLOCK_C=block_c,
+        num_warps=warps,
+        **shared,
+    )
+    block_p, warps = MAMBA2_STATE
+    launch(
+        mamba2_state,
+        (triton.cdiv(P, block_p), H, S),
+        *(y, h_SE, xBC, state_SHPN, slots_S, dt_bias_H, A_H, D_H, h_SE.stride(0), state_SHPN.stride(0), *dt_limit),
+        H=H,
+        P=P,
+        N=N,
+        G=groups,
+        LIMITED=tuple(dt_limit) != NO_LIMIT,
+        BLOCK_P=block_p,
+        BLOCK_N=triton.next_power_of_2(N),
+        EARLY=early,
+        num_warps=warps,
+        **shared,
+    )
+    return y
+
+
+def mamba1_step_triton(h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_HPR, dt_limit, slots_S=None, early=False):
     _laid_out(h_S2I, window_SKC, state_SHPN, constants)
     few = len(h_S2I) <= MAMBA1_BY_HAND
     run = _mamba1_few if few else _mamba1_many
-    return run(h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_HPR, dt_limit, slots_S)
+    return run(h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_HPR, dt_limit, slots_S, early)
 
 
-def _mamba1_few(h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_HPR, dt_limit, slots_S):
+def _mamba1_few(h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_HPR, dt_limit, slots_S, early):
     S, (_, H, P, N), R = len(h_S2I), state_SHPN.shape, dt_proj_HPR.shape[-1]
     block_r, block_p, low_warps = MAMBA1_LOW
     RN, splits, device = R + 2 * N, triton.cdiv(P, block_p), h_S2I.device
@@ -76,6 +116,7 @@ def _mamba1_few(h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_HP
         BLOCK_R=block_r,
         BLOCK_P=block_p,
         FETCH=_can_fetch(S, window_SKC, state_SHPN, block_p, P),
+        EARLY=early,
         num_warps=low_warps,
         **shared,
     )
@@ -93,13 +134,14 @@ def _mamba1_few(h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_HP
         BLOCK_R=triton.next_power_of_2(R),
         BLOCK_N=triton.next_power_of_2(N),
         FETCH=_can_fetch(S, window_SKC, state_SHPN, block_p, P),
+        EARLY=early,
         num_warps=warps,
         **shared,
     )
     return y
 
 
-def _mamba1_many(h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_HPR, dt_limit, slots_S):
+def _mamba1_many(h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_HPR, dt_limit, slots_S, early):
     S, (_, H, P, N), R = len(h_S2I), state_SHPN.shape, dt_proj_HPR.shape[-1]
     conv_weight_CK, conv_bias_C, dt_bias_HP, A_HPN, D_HP = constants
     x, y = (torch.empty(S, H * P, dtype=h_S2I.dtype, device=h_S2I.device) for _ in range(2))
@@ -130,6 +172,7 @@ def _mamba1_many(h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_H
         LIMITED=tuple(dt_limit) != NO_LIMIT,
         BLOCK_P=block_p,
         BLOCK_N=triton.next_power_of_2(N),
+        EARLY=early,
         num_warps=warps,
         **shared,
     )

@@ -28,6 +28,7 @@ def mamba1_low(
     BLOCK_R: tl.constexpr,
     BLOCK_P: tl.constexpr,
     FETCH: tl.constexpr,
+    EARLY: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """low[split, s, head] = x_proj[head] SiLU(conv(x)) over BLOCK_P of the channels: partial sums, in float32.
@@ -42,17 +43,21 @@ def mamba1_low(
     window += slot * window_slot
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        if FETCH and tl.program_id(0) == 0:
+        if FETCH and not EARLY and tl.program_id(0) == 0:
             size: tl.constexpr = window.dtype.element_ty.primitive_bitwidth // 8
             for past in tl.static_range(K - 1):
                 channels = tl.minimum(BLOCK_P, P - split * BLOCK_P)
                 fetch_early(window + past * window_row + head * P + split * BLOCK_P, channels * size)
     w_RP = tl.load(x_proj + (head * RN + r[:, None]) * P + p[None, :], mask=in_r[:, None] & in_p[None, :], other=0.0)
     taps, bias = load_taps(conv_weight, c, in_p, K), tl.load(conv_bias + c, mask=in_p, other=0.0)
+    if EARLY:
+        past = load_past(window + c, window_row, in_p, K)
     if PDL:
         tl.extra.cuda.gdc_wait()
+    if not EARLY:
+        past = load_past(window + c, window_row, in_p, K)
     new = tl.load(h + s.to(tl.int64) * h_stride + c, mask=in_p, other=0.0)
-    x_P = convolved(load_past(window + c, window_row, in_p, K), new, taps, bias, K)
+    x_P = convolved(past, new, taps, bias, K)
     low_R = tl.sum(w_RP.to(tl.float32) * tl.where(in_p, x_P, 0.0)[None, :], 1)
     tl.store(low + ((split * S + s) * H + head) * RN + r, low_R, mask=in_r)
 
@@ -90,6 +95,7 @@ def mamba1_token(
     BLOCK_R: tl.constexpr,
     BLOCK_N: tl.constexpr,
     FETCH: tl.constexpr,
+    EARLY: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Programs: (blocks of a head's channels, head, s). Each owns its channels' windows and states."""
@@ -102,7 +108,7 @@ def mamba1_token(
     window += slot * window_slot
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        if FETCH:
+        if FETCH and not EARLY:
             n_bytes = tl.minimum(BLOCK_P, P - first) * N * state.dtype.element_ty.primitive_bitwidth // 8
             fetch_early(state + (head * P + first) * N, n_bytes)
     w_PR = tl.load(dt_proj + c[:, None] * R + r[None, :], mask=in_p[:, None] & in_r[None, :], other=0.0)
@@ -110,12 +116,15 @@ def mamba1_token(
     bias_P, D_P = tl.load(dt_bias + c, mask=in_p, other=0.0), tl.load(D + c, mask=in_p, other=0.0)
     keep, at = in_p[:, None] & in_n[None, :], c[:, None] * N + n[None, :]
     A_PN = tl.load(A + at, mask=keep, other=0.0)
+    if EARLY:
+        h_PN, past = tl.load(state + at, mask=keep, other=0.0), load_past(window + c, window_row, in_p, K)
     if PDL:
         tl.extra.cuda.gdc_wait()
 
     h += s.to(tl.int64) * h_stride
-    h_PN = tl.load(state + at, mask=keep, other=0.0).to(tl.float32)
-    new, past = tl.load(h + c, mask=in_p, other=0.0), load_past(window + c, window_row, in_p, K)
+    if not EARLY:
+        h_PN, past = tl.load(state + at, mask=keep, other=0.0), load_past(window + c, window_row, in_p, K)
+    h_PN, new = h_PN.to(tl.float32), tl.load(h + c, mask=in_p, other=0.0)
     z_P = tl.load(h + H * P + c, mask=in_p, other=0.0).to(tl.float32)
     dt_R = tl.zeros((BLOCK_R,), tl.float32)
     B_N, C_N = tl.zeros((BLOCK_N,), tl.float32), tl.zeros((BLOCK_N,), tl.float32)
@@ -194,6 +203,7 @@ def mamba1_state(
     LIMITED: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    EARLY: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Recurrence and gate. low: (H, S, R + 2 N); dt: (H, S, P), raw. Programs: (blocks of channels, head, s)."""
@@ -206,10 +216,14 @@ def mamba1_state(
     keep, at = in_p[:, None] & in_n[None, :], c[:, None] * N + n[None, :]
     A_PN = tl.load(A + at, mask=keep, other=0.0)
     bias_P, D_P = tl.load(dt_bias + c, mask=in_p, other=0.0), tl.load(D + c, mask=in_p, other=0.0)
+    states = state + slot * state_slot + at
+    if EARLY:
+        h_PN = tl.load(states, mask=keep, other=0.0)
     if PDL:
         tl.extra.cuda.gdc_wait()
-    states = state + slot * state_slot + at
-    h_PN = tl.load(states, mask=keep, other=0.0).to(tl.float32)
+    if not EARLY:
+        h_PN = tl.load(states, mask=keep, other=0.0)
+    h_PN = h_PN.to(tl.float32)
     to = s.to(tl.int64) * (H * P) + c
     x_P = tl.load(x + to, mask=in_p, other=0.0).to(tl.float32)
     z_P = tl.load(z + s.to(tl.int64) * z_stride + c, mask=in_p, other=0.0).to(tl.float32)

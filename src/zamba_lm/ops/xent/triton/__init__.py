@@ -3,49 +3,57 @@
 import torch
 
 from zamba_lm.ops.gpu import launch
-from zamba_lm.ops.xent.reference import operands
+from zamba_lm.ops.linear.weights import outer
 from zamba_lm.ops.xent.triton.rows import loss_kernel
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-CHUNK_BYTES = 128 << 20  # of logits that exist at once
-WHOLE = 65536  # the longest row of logits that stays in registers
+CHUNK_BYTES = 1 << 30  # of logits that exist at once, at most
+TILED = 5 << 20  # numbers in the result of a product from which on it keeps a large GPU busy
+WHOLE = 8192  # logits of a row that a program holds at once; longer rows are read twice, the second time out of the cache
 
 
 def xent_triton(x_TD, weight_VD, targets_T):
-    x_TD, weight_VD = operands(x_TD, weight_VD)
-    if x_TD.dtype not in DTYPES:
-        raise TypeError(f"x is {x_TD.dtype}, expected one of {', '.join(map(str, DTYPES))}")
+    kind = x_TD.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_TD.dtype
+    if dtype not in DTYPES:
+        raise TypeError(f"x is {dtype}, expected one of {', '.join(map(str, DTYPES))}")
+    x_TD = x_TD.to(dtype)
+    if not torch.is_grad_enabled():  # inside forward it is always off, and parameters still say that they need a gradient
+        x_TD, weight_VD = x_TD.detach(), weight_VD.detach()
     return _LinearCrossEntropy.apply(x_TD, weight_VD, targets_T)
 
 
-def chunk(V: int, width: int, budget: int = CHUNK_BYTES) -> int:
-    """Tokens whose logits of ``width`` bytes exist at once: a power of two between 1024 and 8192."""
-    return min(8192, max(1024, 1 << (budget // (V * width)).bit_length() - 1))
+def chunk(V: int, D: int, width: int, budget: int = CHUNK_BYTES) -> int:
+    """Tokens whose logits of ``width`` bytes exist at once: a power of two, at least 1024. As many as leave the product by the
+    head, (chunk, V) with (V, D), tiles for every multiprocessor; narrow models need more."""
+    wanted = 1 << (TILED // D - 1).bit_length()
+    return max(1024, min(wanted, 1 << (budget // (V * width)).bit_length() - 1))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Gradients are made in the forward pass, while the logits are at hand: the backward pass only scales them."""
+    """Gradients are made in the forward pass, while the logits are at hand: the backward pass only scales them. The weight is
+    brought to x's dtype for products; its gradient is added up in float32."""
 
     @staticmethod
     def forward(ctx, x_TD, weight_VD, targets_T):
-        (T, _), V = x_TD.shape, len(weight_VD)
+        (T, _), V, ctx.dtype = x_TD.shape, len(weight_VD), weight_VD.dtype
+        weight_VD = weight_VD.to(x_TD.dtype)
         want_x, want_w = ctx.needs_input_grad[:2]
         losses_T = x_TD.new_empty(T, dtype=torch.float32)
         dx_TD = torch.empty_like(x_TD) if want_x else None
         dw_VD = None
-        step = chunk(V, x_TD.element_size())
+        step = chunk(V, x_TD.shape[1], x_TD.element_size())
         for start in range(0, T, step):
             x, targets = x_TD[start : start + step], targets_T[start : start + step]
-            logits_TV = x @ weight_VD.T
+            logits_TV = torch.mm(x, weight_VD.T, out=x.new_empty(len(x), V))
             loss(logits_TV, targets, losses_T[start : start + step], want_x or want_w)
             if want_x:
                 torch.mm(logits_TV, weight_VD, out=dx_TD[start : start + step])
             if want_w:
-                dw_VD = _add(dw_VD, logits_TV, x, alone=T <= step)
+                dw_VD = outer(logits_TV, x, ctx.dtype if T <= step else torch.float32, dw_VD)
         if want_w and dw_VD is None:
             dw_VD = torch.zeros_like(weight_VD)
         ctx.save_for_backward(dx_TD, dw_VD)
-        ctx.dtype = weight_VD.dtype
         return losses_T.sum()
 
     @staticmethod
@@ -61,20 +69,8 @@ def loss(logits_TV, targets_T, losses_T, gradient: bool) -> None:
     """Write losses; where ``gradient``, overwrite the logits with it."""
     T, V = logits_TV.shape
     block = min(WHOLE, max(128, 1 << (V - 1).bit_length()))
-    warps = min(32, max(1, block // 2048 * 1))
+    warps = max(1, block // 1024)
     launch(
         loss_kernel, (T,), logits_TV, targets_T.contiguous(), losses_T, V, logits_TV.stride(0), BLOCK=block, ONCE=V <= block,
         GRADIENT=gradient, num_warps=warps, device=logits_TV.device,
     )  # fmt: skip
-
-
-def _add(sum_VD, dlogits_TV, x_TD, alone: bool):
-    """The sum of the weight's gradient so far, float32, and one chunk's part; the part as it is where it is the only one."""
-    if alone:
-        return dlogits_TV.T @ x_TD
-    if x_TD.device.type == "cpu" or x_TD.dtype == torch.float32:
-        part_VD = dlogits_TV.T @ x_TD
-        return part_VD.float() if sum_VD is None else sum_VD.add_(part_VD)
-    if sum_VD is None:
-        return torch.mm(dlogits_TV.T, x_TD, out_dtype=torch.float32)
-    return torch.addmm(sum_VD, dlogits_TV.T, x_TD, out_dtype=torch.float32, out=sum_VD)

@@ -1,0 +1,112 @@
+"""A Zamba spread over devices by its structure (FSDP2).
+
+Every matrix lies in equal pieces on all devices, float32, with its gradient and its moments. Before a unit runs, its pieces are
+gathered in the dtype of products; behind it they are let go. The units:
+
+- each layer, with the adapters and the link of its call;
+- each shared block. It is called from many layers, so it is gathered once, before its first call, and kept to the end of the step
+  (``keep_blocks``);
+- the embedding, which is the head too, in float32: the residual stream begins with it.
+
+Vectors (norms, biases, convolutions, A_log, D, dt_bias) are a thousandth of the weights. They stay whole and float32 on every
+device, and their gradients are averaged together once a step. Gradients of matrices leave their products in float32, as on one
+device, and are added up in float32.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import Shard
+
+from zamba_lm.model.zamba import Layer, Zamba
+from zamba_lm.train.optim import split
+
+AHEAD = 2  # layers before its first call that a block is asked for
+
+
+class Spread:
+    """What a step over several devices does beside what FSDP2 does by itself. ``model``: a wrapper around ``zamba``."""
+
+    def __init__(self, model: nn.Module, mesh: DeviceMesh, *, bf16: bool, keep: str = "blocks", span: int = 1):
+        zamba = cast(Zamba, model.zamba)
+        self.model, self.mesh = cast(Any, model), mesh
+        self.vectors = split(zamba)[3]
+        products = torch.bfloat16 if bf16 else None
+        blocks = [[block] for block in zamba.blocks]
+        spans = [list(zamba.layers[at : at + span]) for at in range(0, len(zamba.layers), span)]
+        for block in blocks:
+            self._shard(block, products, keep=keep in ("blocks", "all"))
+        for layers in spans:
+            self._shard(layers, products, keep=keep == "all")
+        model.through = lambda run: run()
+        self._shard([model], None, keep=True)
+        register_fsdp_forward_method(model, "through")
+        self.units = cast(list[Any], [model, *zamba.blocks, *(layers[0] for layers in spans)])
+        _in_order(model, spans, zamba.blocks)
+
+    def _shard(self, unit: list[nn.Module], dtype: torch.dtype | None, *, keep: bool) -> None:
+        """Make modules a unit. ``keep``: gathered until ``let_go``."""
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        size = self.mesh.shape[-1]
+        settings = {"mesh": self.mesh, "mp_policy": policy, "ignored_params": set(self.vectors)}
+        modules = unit[0] if len(unit) == 1 else unit
+        fully_shard(modules, reshard_after_forward=not keep, shard_placement_fn=lambda p: _placement(p, size), **settings)
+        for module in unit:
+            cast(FSDPModule, module).set_reshard_after_backward(not keep, recurse=False)
+            module.register_forward_pre_hook(_wide_gradients)  # behind FSDP's own, which gathers
+
+    def end_step(self) -> None:
+        """Behind the last backward pass of a step: average the gradients of vectors, and let the blocks go."""
+        grads = [p.grad for p in self.vectors if p.grad is not None]
+        if grads and dist.get_world_size() > 1:
+            together = torch.cat([grad.flatten() for grad in grads])
+            dist.all_reduce(together)
+            together /= dist.get_world_size()
+            for grad, mean in zip(grads, together.split([grad.numel() for grad in grads])):
+                grad.copy_(mean.view_as(grad))
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Every device holds its own pieces alone."""
+        for unit in self.units:
+            unit.reshard()
+
+    def through(self, run: Callable[[], Any]) -> Any:
+        """run() while the embedding is gathered; layers and blocks gather themselves. All processes have to do the same."""
+        try:
+            return self.model.through(run)
+        finally:
+            self.let_go()
+
+
+def _placement(p: torch.Tensor, size: int) -> Shard:
+    """Rows of matrices; of a stack of few matrices an axis that divides."""
+    if p.dim() < 3 or p.shape[0] % size == 0:
+        return Shard(0)
+    return Shard(next((dim for dim in (1, 2) if p.shape[dim] % size == 0), 0))
+
+
+def _wide_gradients(unit: nn.Module, args: Any) -> None:
+    """Gathered weights may be bfloat16; their gradients are made in float32 all the same."""
+    for p in unit.parameters():
+        if p.requires_grad and p.dtype == torch.bfloat16:
+            p.grad_dtype = torch.float32  # type: ignore[attr-defined]
+
+
+def _in_order(model: nn.Module, spans: list[list[Layer]], blocks: Iterable[nn.Module]) -> None:
+    """Say which units to gather next while one runs, forward and back."""
+    ahead: dict[int, list] = {at: [spans[at + 1][0]] for at in range(len(spans) - 1)}
+    first: list = [spans[0][0]]
+    for number, block in enumerate(blocks):
+        call = next(at for at, layers in enumerate(spans) if any(layer.plan.block == number for layer in layers))
+        at = call - max(1, AHEAD // len(spans[0]))
+        (first if at < 0 else ahead[at]).append(block)
+    cast(Any, model).set_modules_to_forward_prefetch(first)
+    for at, units in ahead.items():
+        cast(Any, spans[at][0]).set_modules_to_forward_prefetch(units)
+        cast(Any, spans[at + 1][0]).set_modules_to_backward_prefetch([spans[at][0]])

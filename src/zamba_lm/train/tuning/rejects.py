@@ -1,0 +1,120 @@
+"""On-policy rejects: answers of the model itself, set against those it should have given."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+from zamba_lm.errors import ZambaError
+from zamba_lm.text.chat import check
+
+Record = Mapping
+CUT = "length"  # the finish reason of an answer that ran out of tokens
+
+
+def differs(pair: Record, answer: str) -> bool:
+    """Whether an answer says something other than the chosen one, letter case, spaces and final stops aside."""
+    return _bones(answer) != _bones(pair["chosen"])
+
+
+def write_rejects(
+    llm,
+    records: Iterable[Record],
+    out: Path,
+    params,
+    *,
+    samples: int = 1,
+    batch: int = 1024,
+    worse: Callable[[Record, str], bool] = differs,
+    keep_cut: bool = True,
+    on_batch: Callable[[Counter], None] | None = None,
+) -> Counter:
+    """Sample ``samples`` answers to the prompt of every record and write one pair for each that is ``worse`` than its chosen one.
+
+    llm: a ``zamba_lm.LLM`` of the model to be tuned. records: preference pairs {"prompt", "chosen"} (a "rejected" is ignored) or
+    chats {"messages"}, whose last assistant turn is the chosen answer. params: ``SamplingParams`` with a temperature and a seed;
+    sample k uses seed + k, so that the same model writes the same file. keep_cut: also take answers that ran out of tokens.
+
+    ``out`` is JSONL of {"prompt", "chosen", "rejected", "source", "record", "cut"}, which ``zamba_lm.train.data`` reads. Beside
+    it stands ``out.progress``, from which a run that was cut off goes on behind its last complete batch. Returns counts: pairs,
+    same (not worse), empty, cut.
+    """
+    if params.temperature <= 0 or params.seed is None:
+        raise ZambaError(
+            f"rejects need a temperature above 0 and a seed, found temperature {params.temperature} and seed {params.seed}"
+        )
+    done, counts = _resume(out, _progress(out))
+    pairs = islice(enumerate(map(as_pair, records)), done, None)
+    with out.open("a", encoding="utf-8") as file:
+        while chunk := list(islice(pairs, batch)):
+            for k in range(samples):
+                answers = llm.chat([pair["prompt"] for _, pair in chunk], replace(params, seed=params.seed + k))
+                for line in _judged(chunk, answers, worse, keep_cut, counts):
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            _note(_progress(out), {"done": chunk[-1][0] + 1, "bytes": file.tell(), "counts": counts})
+            if on_batch:
+                on_batch(counts)
+    return counts
+
+
+def as_pair(record: Record) -> dict:
+    """{"prompt": messages, "chosen": text, "source"} of a preference pair or of a chat that ends with the assistant."""
+    messages = record.get("messages")
+    if messages is not None:
+        check(messages)
+        if messages[-1]["role"] != "assistant" or len(messages) < 2:
+            raise ZambaError(f"a chat of {len(messages)} messages does not end with an answer of the assistant: {_short(record)}")
+        return {"prompt": list(messages[:-1]), "chosen": messages[-1]["content"], "source": record.get("source")}
+    if "prompt" not in record or not isinstance(record.get("chosen"), str):
+        raise ZambaError(f'a record needs "prompt" and a "chosen" text, or "messages": {_short(record)}')
+    prompt = record["prompt"]
+    prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    check(prompt)
+    return {"prompt": prompt, "chosen": record["chosen"], "source": record.get("source")}
+
+
+def _judged(chunk, answers, worse, keep_cut: bool, counts: Counter) -> Iterator[dict]:
+    for (number, pair), answer in zip(chunk, answers, strict=True):
+        text, cut = answer.text.strip(), answer.finish_reason == CUT
+        fate = "empty" if not text else "cut" if cut and not keep_cut else "pairs" if worse(pair, text) else "same"
+        counts[fate] += 1
+        if fate == "pairs":
+            yield {**pair, "rejected": text, "record": number, "cut": cut}
+
+
+def _progress(out: Path) -> Path:
+    return out.with_name(out.name + ".progress")
+
+
+def _note(progress: Path, entry: dict) -> None:
+    beside = progress.with_name(progress.name + ".part")
+    beside.write_text(json.dumps(entry), encoding="utf-8")
+    beside.replace(progress)
+
+
+def _resume(out: Path, progress: Path) -> tuple[int, Counter]:
+    """Records done and counts so far; what stands in ``out`` behind the last complete batch is cut off."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not progress.exists():
+        if out.exists():
+            raise ZambaError(f"{out} exists and no {progress.name} says how far it got; remove it or choose another file")
+        _note(progress, {"done": 0, "bytes": 0, "counts": {}})
+        out.touch()
+    entry = json.loads(progress.read_text(encoding="utf-8"))
+    if not out.exists() or out.stat().st_size < entry["bytes"]:
+        raise ZambaError(f"{out} is shorter than {progress.name} says; remove both and begin again")
+    os.truncate(out, entry["bytes"])
+    return entry["done"], Counter(entry["counts"])
+
+
+def _bones(text: str) -> str:
+    return " ".join(text.lower().split()).rstrip(".!?")
+
+
+def _short(record: Record) -> str:
+    return json.dumps(record, ensure_ascii=False, default=str)[:120]

@@ -1,0 +1,56 @@
+"""Compiles kernels in Gluon for compute capability 9.0 and prints the bytes of shared memory that each takes, as JSON.
+
+A process of its own, since Triton's interpreter, which the tests switch on, and its compiler exclude each other.
+"""
+
+import json
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.experimental.gluon._runtime import GluonASTSource
+
+from zamba_lm.ops.linear.triton.configs import ring_config, streams_config
+from zamba_lm.ops.linear.triton.ring import ring_kernel
+from zamba_lm.ops.linear.triton.streams import streams_kernel
+
+
+def shared(kernel, types: dict[str, str], constants: dict, warps: int) -> int:
+    """Arguments without a type are constants or 32-bit integers."""
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name] not in ("constexpr", "fp32")}
+    fixed = {(names.index(name),): value for name, value in constants.items()}
+    source = GluonASTSource(kernel, signature, fixed, aligned)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps}).metadata.shared
+
+
+def ring(width: int, *, gated: bool = False, groups: int = 1, dtype: str = "bf16") -> int:
+    c = ring_config(width, gated)
+    constants = {"I": width, "I1": width // 2, "LINES": c.lines, "WARPS": c.warps, "DOWN": c.down, "HOLD": c.hold}
+    constants |= {"STAGES": c.stages, "GROUPS": groups, "RESIDUAL": not gated, "GATED": gated, "PDL": True}
+    types = dict.fromkeys(("x", "x2", "w", "g", "r", "y"), f"*{dtype}") | {"eps": "fp32"}
+    return shared(ring_kernel, types, constants | ({"r": None} if gated else {}), c.warps)
+
+
+def streams(rows: int, width: int, batch: int, *, gated: bool = False) -> int:
+    c = streams_config(rows, width, batch, gated, 132)
+    constants = {
+        "I": width,
+        "LINES": c.lines,
+        "M": c.tile,
+        "BS": c.batch,
+        "BK": c.columns,
+        "STAGES": c.stages,
+        "SPLITS": c.splits,
+    }
+    constants |= {"RESIDUAL": not gated, "GATED": gated, "WARPS": c.warps, "PDL": True}
+    types = dict.fromkeys(("x", "w", "r", "y"), "*bf16") | {"partial": "*fp32", "counters": "*i32"}
+    return shared(streams_kernel, types, constants | ({"r": None} if gated else {}), c.warps)
+
+
+if __name__ == "__main__":
+    found = {f"ring {width}": ring(width) for width in (2560, 5120, 10240, 14848)}
+    found |= {"ring gated": ring(3712, gated=True), "ring groups": ring(7168, groups=2, dtype="fp16"), "ring narrow": ring(1016)}
+    found |= {"streams in": streams(10448, 2560, 32), "streams out": streams(2560, 5120, 64)}
+    found |= {"streams gated": streams(10240, 2560, 2, gated=True)}
+    print(json.dumps(found))

@@ -1,0 +1,20 @@
+"""Kernels in Gluon have no interpreter: without a GPU all that can be said is that they compile for Hopper and fit it. What they
+compute is held in tests/gpu."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton.experimental.gluon")
+SHARED = 227 << 10  # bytes that a program may have on Hopper
+
+
+def test_kernels_in_gluon_compile_for_hopper():
+    command = [sys.executable, "-m", "tests.ops.gluon_compiled"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": "0"}, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    sizes = json.loads(done.stdout.splitlines()[-1])
+    assert len(sizes) == 10 and all(0 < size <= SHARED for size in sizes.values()), sizes

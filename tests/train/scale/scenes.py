@@ -1,0 +1,126 @@
+"""Runs of ``pretrain`` in one and in two processes that talk through gloo; what they logged, as JSON.
+
+    python -m tests.train.scale.scenes SCENE FOLDER
+
+Imports cost seconds, so this process does them once and every run is a fork of it, as in ``tests/train/trainer/processes.py``.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import zamba_lm.train.scale.sharded  # noqa: F401  imported here, once
+from tests.train.trainer.processes import child, kill_at, names, settings, wait, world
+from tests.train.trainer.tiny import corpus, log
+from zamba_lm.train.recipes.origin import loaded
+from zamba_lm.train.trainer.journal import read
+
+torch.set_num_threads(1)
+SPREAD, WHOLE = "scale.shard=fsdp", "scale.shard=none"
+
+
+def run(out: Path, shards: Path, *more: str, processes: int, resume: bool = False, **how) -> list[int]:
+    """Exit codes of the processes of one run."""
+    return [wait(pid) for pid in started(out, shards, *more, processes=processes, resume=resume, **how)]
+
+
+def started(out: Path, shards: Path, *more: str, processes: int, resume: bool = False, **how) -> list[int]:
+    pairs = [*settings(out, shards), "optim.lr=1e-2", *more]
+    if processes == 1:
+        return [child(pairs, resume=resume, **how)]
+    started.port += 1
+    return [child(pairs, resume=resume, world=world(rank, str(started.port)), **how) for rank in range(processes)]
+
+
+started.port = 20000 + os.getpid() * 7 % 20000
+
+
+def curves(folder: Path) -> dict:
+    """One process, two with whole models, two that share one and measure it on their way, by either optimizer."""
+    shards, found = corpus(folder), {}
+    runs = {
+        "adamw-one": (1, WHOLE), "adamw-two": (2, WHOLE), "adamw-spread": (2, SPREAD, "run.eval_every=2"),
+        "muon-one": (1, WHOLE), "muon-spread": (2, SPREAD),
+    }  # fmt: skip
+    for name, (processes, *more) in runs.items():
+        codes = run(folder / name, shards, *more, f"optim.name={name.split('-')[0]}", "optim.matrix_lr=1e-2", processes=processes)
+        found[name] = {"codes": codes, "log": log(folder / name), "bits": bits(folder / name)}
+    return found
+
+
+def bits(out: Path) -> dict[int, float]:
+    """Bits per byte of held-out text by step."""
+    return {entry["step"]: entry["eval_bpb_text"] for entry in read(out / "log.jsonl") if "eval_bpb_text" in entry}
+
+
+def going_on(folder: Path) -> dict:
+    """Two processes that are killed twice, once in the middle, once while they save; beside that a calm run."""
+    shards = corpus(folder)
+    assert run(folder / "calm", shards, SPREAD, processes=2) == [0, 0]
+    killed, torn = folder / "killed", []
+    moments = (lambda: len(log(killed)) >= 5, lambda: any(killed.glob(".saving-*")))
+    for moment in moments:
+        pids = started(killed, shards, SPREAD, processes=2, resume=True, slow=0.1)
+        kill_at(pids[0], moment)
+        kill_at(pids[1], lambda: True)
+        list(map(wait, pids))
+        torn.append(sorted(path.name for path in killed.glob(".saving-*")))
+    codes = run(killed, shards, SPREAD, processes=2, resume=True)
+    return {"codes": codes, "torn": torn, "left": names(killed), "calm": log(folder / "calm"), "killed": log(killed)}
+
+
+def divided_anew(folder: Path) -> dict:
+    """A run of two processes from its first checkpoint on in one, and from the second on in two again; a run from its weights."""
+    shards = corpus(folder)
+    assert run(folder / "two", shards, SPREAD, "run.keep=0", processes=2) == [0, 0]
+    cut(folder / "two", folder / "one", 3)
+    codes = run(folder / "one", shards, SPREAD, "run.keep=0", processes=1, resume=True)
+    cut(folder / "one", folder / "again", 6)
+    codes += run(folder / "again", shards, SPREAD, processes=2, resume=True)
+    codes += run(folder / "plain", shards, WHOLE, f"start={folder / 'two'}", "batch.tokens=64", processes=1)
+    codes += run(folder / "again", shards, WHOLE, processes=1, resume=True)
+    same = [torch.equal(*pair) for pair in zip(*(weights(folder / name) for name in ("again/checkpoint-9", "again/model")))]
+    return {"codes": codes, "same": all(same), "weights": len(same)} | {
+        name: log(folder / name) for name in ("two", "one", "again", "plain")
+    }
+
+
+def cut(old: Path, new: Path, step: int) -> None:
+    """A copy of a run as it was when the checkpoint of ``step`` was the newest, but for its log, which has more."""
+    shutil.copytree(old, new)
+    for path in new.glob("checkpoint-*"):
+        if int(path.name.split("-")[1]) > step:
+            shutil.rmtree(path)
+
+
+def weights(folder: Path) -> list[torch.Tensor]:
+    return [p.detach() for p in loaded(folder, device="cpu", dtype=torch.float32).parameters()]
+
+
+def trouble(folder: Path) -> dict:
+    """SIGTERM for one of two processes, which save behind its step and leave; then a disk that is full, on to the end."""
+    shards, out = corpus(folder), folder / "told"
+    pids = started(out, shards, SPREAD, processes=2, slow=0.3)
+    while len(log(out)) < 4:
+        time.sleep(0.005)
+    beside = names(out)  # step 4 is logged, and checkpoint-3 still on its way
+    os.kill(pids[1], signal.SIGTERM)
+    told, saved, logged = list(map(wait, pids)), names(out), log(out)
+    size = max(path.stat().st_size for path in out.glob("checkpoint-*/pieces/*"))
+    full = run(out, shards, SPREAD, processes=2, resume=True, file_limit=size - 1000)
+    return {
+        "told": told, "beside": beside, "saved": saved, "step": logged[-1]["step"], "full": full, "left": names(out),
+        "again": run(out, shards, SPREAD, processes=2, resume=True), "end": names(out),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    scene, place = sys.argv[1], Path(sys.argv[2])
+    place.mkdir(parents=True, exist_ok=True)
+    print(json.dumps({"curves": curves, "going_on": going_on, "divided_anew": divided_anew, "trouble": trouble}[scene](place)))
