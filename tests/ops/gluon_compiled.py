@@ -26,7 +26,7 @@ def shared(kernel, types: dict[str, str], constants: dict, warps: int) -> int:
 
 def ring(width: int, *, gated: bool = False, groups: int = 1, dtype: str = "bf16") -> int:
     c = ring_config(width, gated)
-    constants = {"I": width, "I1": width // 2, "LINES": c.lines, "WARPS": c.warps, "DOWN": c.down, "HOLD": c.hold}
+    constants = {"I": width, "I1": width // 2, "LINES": c.lines, "WARPS": c.warps, "DOWN": c.down}
     constants |= {"STAGES": c.stages, "GROUPS": groups, "RESIDUAL": not gated, "GATED": gated, "PDL": True}
     types = dict.fromkeys(("x", "x2", "w", "g", "r", "y"), f"*{dtype}") | {"eps": "fp32"}
     return shared(ring_kernel, types, constants | ({"r": None} if gated else {}), c.warps)

@@ -52,15 +52,21 @@ class Mamba2(nn.Module):
         if packing.total == len(packing):
             y_TI = mamba2_step(h_TE, memory.window, memory.ssm, constants, c.n_groups, c.dt_limit, memory.slots, memory.early)
             return project(self.out_proj, y_TI, norm=Normed(self.norm_weight, GATED_NORM_EPS, c.n_groups), residual=residual_TD)
-        conv_weight, conv_bias, dt_bias, A_H, D_H = constants
-        where = {"slots_S": memory.slots, "in_place": True}
+        return self._by_parts(h_TE, constants, packing, memory, residual_TD)
+
+    def _by_parts(self, h_TE, constants, packing, memory, residual_TD):
+        """From the input projection's rows on: convolution, SSD, and what follows them."""
+        c, (conv_weight, conv_bias, dt_bias, A_H, D_H) = self.c, constants
+        window, state, where = None, None, {}
+        if memory is not None:
+            window, state, where = memory.window, memory.ssm, {"slots_S": memory.slots, "in_place": True}
         z_TI, xBC_TC, dt_TH = h_TE.split(self.sizes, dim=-1)
-        xBC_TC, _ = conv(xBC_TC, conv_weight, conv_bias, packing, memory.window, **where)
+        xBC_TC, _ = conv(xBC_TC, conv_weight, conv_bias, packing, window, **where)
         x_TI, B_TM, C_TM = xBC_TC.split(self.parts, dim=-1)
         x_THP = x_TI.unflatten(-1, (c.n_ssm_heads, c.ssm_head_dim))
         B_TGN, C_TGN = (maps_TM.unflatten(-1, (c.n_groups, c.d_state)) for maps_TM in (B_TM, C_TM))
         raw = {"dt_bias_H": dt_bias, "dt_limit": c.dt_limit}
-        y_THP, _ = ssd(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, packing, memory.ssm, **raw, **where)
+        y_THP, _ = ssd(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, packing, state, **raw, **where)
         return self._out(y_THP.flatten(-2), z_TI, residual_TD)
 
     def _afresh(self, x_TD, norm: Norm, packing, residual_TD):

@@ -7,7 +7,7 @@ import torch
 from zamba_lm.errors import ZambaError
 from zamba_lm.model.config import ZambaConfig
 from zamba_lm.model.mamba2 import GATED_NORM_EPS, Mamba2
-from zamba_lm.model.parts import Linear
+from zamba_lm.model.parts import Linear, project
 from zamba_lm.model.zamba import Zamba
 from zamba_lm.ops.linear import Normed, linear
 from zamba_lm.ops.norm import gated_norm
@@ -50,6 +50,9 @@ class SplitMamba2(Mamba2):
     """A mixer with some of the heads, whose norm may span ranks."""
 
     out_proj: Summed
+
+    def _afresh(self, x_TD, norm, packing, residual_TD):
+        return self._by_parts(project(self.in_proj, x_TD, norm=norm), self.constants(), packing, None, residual_TD)
 
     def _out(self, y_TI, z_TI, residual_TD):
         normed_TI = gated_norm(y_TI, z_TI, self.norm_weight, GATED_NORM_EPS, self.c.n_groups)

@@ -18,6 +18,8 @@ import torch
 import zamba_lm.train.scale.sharded  # noqa: F401  imported here, once
 from tests.train.trainer.processes import child, kill_at, names, settings, wait, world
 from tests.train.trainer.tiny import corpus, log
+from zamba_lm.train.data import tokenise
+from zamba_lm.train.data.job import Options
 from zamba_lm.train.recipes.origin import loaded
 from zamba_lm.train.trainer.journal import read
 
@@ -32,13 +34,24 @@ def run(out: Path, shards: Path, *more: str, processes: int, resume: bool = Fals
 
 def started(out: Path, shards: Path, *more: str, processes: int, resume: bool = False, **how) -> list[int]:
     pairs = [*settings(out, shards), "optim.lr=1e-2", *more]
+    return [child(pairs, resume=resume, world=place, **how) for place in places(processes)]
+
+
+def places(processes: int) -> list[dict | None]:
+    """What torchrun tells each of them."""
     if processes == 1:
-        return [child(pairs, resume=resume, **how)]
-    started.port += 1
-    return [child(pairs, resume=resume, world=world(rank, str(started.port)), **how) for rank in range(processes)]
+        return [None]
+    places.port += 1
+    return [world(rank, str(places.port)) for rank in range(processes)]
 
 
-started.port = 20000 + os.getpid() * 7 % 20000
+def several(name: str, pairs: list[str], processes: int) -> list[int]:
+    """Exit codes of another recipe's processes."""
+    pids = [child(pairs, name=name, world=place) for place in places(processes)]
+    return list(map(wait, pids))
+
+
+places.port = 20000 + os.getpid() * 7 % 20000
 
 
 def curves(folder: Path) -> dict:
@@ -120,7 +133,29 @@ def trouble(folder: Path) -> dict:
     }  # fmt: skip
 
 
+def tuned(folder: Path) -> dict:
+    """Chats for a model that a run in pieces left, in one process and in two; adapters refuse pieces."""
+    shards, chats = corpus(folder), folder / "chats.jsonl"
+    assert run(folder / "first", shards, SPREAD, "batch.tokens=128", processes=2) == [0, 0]
+    told = [{"messages": [say("user", f"say {i}"), say("assistant", f"it is {i} " * (1 + i % 5))]} for i in range(60)]
+    chats.write_text("\n".join(map(json.dumps, told)))
+    tokenise([chats], folder / "chats", tokenizer=folder / "first" / "model", options=Options(kind="chat"))
+    more = [f"start={folder / 'first'}", "optim.lr=1e-2", "batch.tokens=256", "batch.row=32", "batch.rows=2", "batch.micro=1"]
+    pairs = ["preset=tiny", f"data.sources.a={folder / 'chats'}", "run.save_every=2", "run.log_every=1", *more]
+    codes = {
+        "one": several("sft", [*pairs, f"out={folder / 'one'}"], 1),
+        "two": several("sft", [*pairs, f"out={folder / 'two'}", SPREAD], 2),
+        "lora": several("lora-sft", [*pairs, f"out={folder / 'lora'}", SPREAD], 2),
+    }
+    return {"codes": codes, "one": log(folder / "one"), "two": log(folder / "two"), "made": names(folder / "two")}
+
+
+def say(role: str, content: str) -> dict:
+    return {"role": role, "content": content}
+
+
 if __name__ == "__main__":
     scene, place = sys.argv[1], Path(sys.argv[2])
     place.mkdir(parents=True, exist_ok=True)
-    print(json.dumps({"curves": curves, "going_on": going_on, "divided_anew": divided_anew, "trouble": trouble}[scene](place)))
+    scenes = {"curves": curves, "going_on": going_on, "divided_anew": divided_anew, "trouble": trouble, "tuned": tuned}
+    print(json.dumps(scenes[scene](place)))

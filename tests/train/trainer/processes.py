@@ -27,8 +27,8 @@ torch.set_num_threads(1)
 STEPS = 9
 
 
-def child(pairs, *, resume=False, slow=0.0, file_limit=None, world=None) -> int:
-    """Fork a run of ``pretrain`` with these settings; returns its process id."""
+def child(pairs, *, name="pretrain", resume=False, slow=0.0, file_limit=None, world=None) -> int:
+    """Fork a run of a recipe with these settings; returns its process id."""
     sys.stdout.flush()
     pid = os.fork()
     if pid:
@@ -41,8 +41,8 @@ def child(pairs, *, resume=False, slow=0.0, file_limit=None, world=None) -> int:
             flush = checkpoints.flush
             checkpoints.flush = lambda folder: (time.sleep(slow), flush(folder), time.sleep(slow))
         os.environ.update(world or {})
-        config, _ = prepare("pretrain", pairs, resume=resume, write=True)
-        recipe().run(config, resume=resume)
+        config, _ = prepare(name, pairs, resume=resume, write=True)
+        recipe(name).run(config, resume=resume)
         code = 0
     except SystemExit as leaving:
         code = leaving.code

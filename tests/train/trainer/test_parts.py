@@ -135,7 +135,7 @@ def test_the_place_is_that_of_the_batches_taken(tmp_path):
     taken = [next(batches)["input_ids"] for _ in range(4)]
     state = first.state_dict()
     first.close()
-    assert state == {"phase": 0, "taken": 4, "stream": {"next": 8}} and taken[0].shape == (2, ROW)
+    assert state == {"phase": 0, "taken": 4, "at_a_time": 2, "stream": {"next": 8}} and taken[0].shape == (2, ROW)
     second = feed()
     second.load_state_dict(state)
     rows = Counted()
@@ -287,3 +287,22 @@ def test_a_terminal_gets_a_bar_and_lines_above_it(monkeypatch, capsys):
     quiet = screen(speaks=False)
     quiet.show({"step": 1}, 2), quiet.say("x"), quiet.close()
     assert capsys.readouterr().err == ""
+
+
+def test_a_feed_goes_on_with_another_number_of_processes():
+    """The first phase ends behind the same row: 8 rows are 4 batches of one process, 2 of each of two."""
+    one = Feed([Phase(Counted(), 2, 4, 1), Phase(Counted(), 2, None, 1)], collate, device=torch.device("cpu"))
+    batches = iter(one)
+    [next(batches) for _ in range(2)]
+    place = one.state_dict()
+    one.close()
+    assert place["taken"] == 2 and place["at_a_time"] == 2
+    two = Feed([Phase(Counted(), 2, 2, 2), Phase(Counted(), 2, None, 2)], collate, device=torch.device("cpu"))
+    two.load_state_dict(place)
+    batches = iter(two)
+    phases = []
+    for _ in range(3):
+        next(batches)
+        phases.append((two.state_dict()["phase"], two.state_dict()["taken"]))
+    two.close()
+    assert phases == [(0, 2), (1, 1), (1, 2)]

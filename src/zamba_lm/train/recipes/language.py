@@ -131,7 +131,7 @@ def feed_of(config, legs, longest, micro, args, tokenizer, shape, go_on=lambda m
             go_on(mixture)
         stream = Stream(mixture, rank=args.process_index, world=args.world_size)
         last = number == len(legs) - 1
-        phases.append(Phase(stream, micro * leg.rows // longest.rows, None if last else leg.steps * accumulated))
+        phases.append(Phase(stream, micro * leg.rows // longest.rows, None if last else leg.steps * accumulated, args.world_size))
     return Feed(phases, collate, device=args.device)
 
 

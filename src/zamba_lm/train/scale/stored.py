@@ -81,11 +81,11 @@ def _read(tensors: dict[str, Tensor], checkpoint: Path, group: Any, alone: bool)
         raise ZambaError(f"{folder} lacks .metadata: the checkpoint is not complete; move {checkpoint} away")
     try:
         dcp.load(tensors, checkpoint_id=folder, process_group=group, no_dist=alone)
-    except Exception as error:
+    except (Exception, dcp.CheckpointException) as error:  # which is no Exception
         raise ZambaError(f"{folder} is damaged or of another run: {_reason(error)}; move {checkpoint} away") from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     inner = next(iter(getattr(error, "failures", {}).values()), (error,))[0]
     return str(inner).splitlines()[0] if str(inner) else type(inner).__name__
 
@@ -138,9 +138,8 @@ def _result(future: Future) -> None:
     """The error that a process met first, as itself."""
     try:
         future.result()
-    except Exception as error:
-        failures = getattr(error, "failures", {})
-        raise next(iter(failures.values()))[0] if failures else error from error
+    except dcp.CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from error
 
 
 def quiet_group() -> Any:

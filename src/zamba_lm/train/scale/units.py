@@ -95,7 +95,7 @@ def _wide_gradients(unit: nn.Module, args: Any) -> None:
     """Gathered weights may be bfloat16; their gradients are made in float32 all the same."""
     for p in unit.parameters():
         if p.requires_grad and p.dtype == torch.bfloat16:
-            p.grad_dtype = torch.float32  # type: ignore[attr-defined]
+            p.grad_dtype = torch.float32
 
 
 def _in_order(model: nn.Module, spans: list[list[Layer]], blocks: Iterable[nn.Module]) -> None:

@@ -25,11 +25,17 @@ class Stream(Protocol):
 
 @dataclass(frozen=True)
 class Phase:
-    """``batches`` batches of ``rows`` rows each from ``stream``; None: without end."""
+    """``batches`` batches of ``rows`` rows each from ``stream``; None: without end. ``processes`` take as many at a time each."""
 
     stream: Stream
     rows: int
     batches: int | None = None
+    processes: int = 1
+
+    @property
+    def at_a_time(self) -> int:
+        """Rows of all processes."""
+        return self.rows * self.processes
 
 
 class Feed:
@@ -90,11 +96,13 @@ class Feed:
         for number, phase in enumerate(self._phases[first:], first):
             if state is not None:
                 phase.stream.load_state_dict(state)
+                taken = taken * self._start.get("at_a_time", phase.at_a_time) // phase.at_a_time  # there may be others now
             rows = iter(phase.stream)
             while phase.batches is None or taken < phase.batches:
                 batch = self._collate([next(rows) for _ in range(phase.rows)])
                 taken += 1
-                yield self._pinned(batch), {"phase": number, "taken": taken, "stream": phase.stream.state_dict()}
+                place = {"phase": number, "taken": taken, "at_a_time": phase.at_a_time, "stream": phase.stream.state_dict()}
+                yield self._pinned(batch), place
             taken, state = 0, None
 
     def _pinned(self, batch: dict) -> dict:

@@ -60,15 +60,12 @@ def skinny_config(batch: int, dtype: torch.dtype) -> SkinnyConfig:
 
 @dataclass(frozen=True, slots=True)
 class RingConfig:
-    """``lines`` of the weight a tile, ``down`` of them at a time to different warps; ``stages`` tiles on their way; ``residents``
-    programs a multiprocessor; ``hold``: a tile is in registers as a whole before its place in the ring is given away."""
+    """``lines`` of the weight a tile, ``down`` of them at a time to different warps; ``stages`` tiles on their way."""
 
     lines: int
     warps: int
     stages: int
-    residents: int
     down: int
-    hold: bool = True
 
 
 RINGED = (2560, 5120, 10240)  # widths at which rings were measured to be faster than ``rows_kernel`` in a model's step
@@ -79,7 +76,7 @@ TILE_BYTES = 80 << 10
 def ring_config(width: int, gated: bool) -> RingConfig:
     """The configuration for a weight of 16-bit rows of ``width``: two tiles of about 80 KB, so that few barriers are met."""
     lines = max(2 if gated else 1, 1 << (max(1, TILE_BYTES // (2 * width)).bit_length() - 1))
-    return RingConfig(lines, 8, 2, 1, max(1, min(lines, 32) // 4))
+    return RingConfig(lines, 8, 2, max(1, min(lines, 32) // 4))
 
 
 @dataclass(frozen=True, slots=True)

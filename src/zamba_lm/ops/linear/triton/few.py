@@ -101,14 +101,13 @@ def ring_row(x, weight, norm=None, residual=None, *, gated=False, chosen: RingCo
     y = torch.empty(1, d_out, dtype=weight.dtype, device=x.device)
     launch(
         _gluon("ring").ring_kernel,
-        (min(chosen.residents * multiprocessors(x.device), -(-d_out // (chosen.lines // 2 if gated else chosen.lines))),),
+        (min(multiprocessors(x.device), -(-d_out // (chosen.lines // 2 if gated else chosen.lines))),),
         *(x, x2, weight, norm.weight_I if norm else None, residual, y, d_out, norm.eps if norm else 0.0),
         I=width,
         I1=x.shape[1],
         LINES=chosen.lines,
         WARPS=chosen.warps,
-        DOWN=min(chosen.down, chosen.warps),
-        HOLD=chosen.hold,
+        DOWN=chosen.down,
         STAGES=chosen.stages,
         GROUPS=norm.groups if norm else 0,
         RESIDUAL=residual is not None,

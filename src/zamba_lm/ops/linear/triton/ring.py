@@ -130,7 +130,6 @@ def ring_kernel(
     LINES: gl.constexpr,
     WARPS: gl.constexpr,
     DOWN: gl.constexpr,
-    HOLD: gl.constexpr,
     STAGES: gl.constexpr,
     GROUPS: gl.constexpr,
     RESIDUAL: gl.constexpr,
@@ -197,24 +196,20 @@ def ring_kernel(
         if RESIDUAL:
             residual = gl.load(r + at, mask=at < O, other=0.0).to(gl.float32)
         async_copy.wait_group(STAGES - 1)
-        acc = gl.zeros([LINES, CH // COLUMNS], gl.float32, words)
         held = ()
         for i in gl.static_range(CHUNKS):
             if i * CH < MAIN:
                 piece = ring_in.index(slot).slice(i * CH // COLUMNS, CH // COLUMNS, dim=1)
             else:
                 piece = ring2_in.index(slot).slice((i * CH - MAIN) // COLUMNS, CH // COLUMNS, dim=1)
-            if HOLD:
-                held = held + (piece.load(words),)
-            else:
-                acc = added(acc, piece.load(words), parts[i], evens[i], odds[i], PAIRS)
+            held = held + (piece.load(words),)
         gl.thread_barrier()  # all have taken their share of the tile
         if tile + STAGES * step < tiles:
             ask(ring, ring2, slot, w, tile + STAGES * step, O, I, LINES, MAIN, REST, GATED, layout)
         async_copy.commit_group()
-        if HOLD:
-            for i in gl.static_range(CHUNKS):
-                acc = added(acc, held[i], parts[i], evens[i], odds[i], PAIRS)
+        acc = gl.zeros([LINES, CH // COLUMNS], gl.float32, words)
+        for i in gl.static_range(CHUNKS):
+            acc = added(acc, held[i], parts[i], evens[i], odds[i], PAIRS)
         product = gl.sum(acc, 1)
         if GATED:
             pairs: gl.constexpr = gl.BlockedLayout([1, 2], [32, 1], [WARPS, 1], [1, 0])

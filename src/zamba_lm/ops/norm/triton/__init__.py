@@ -16,7 +16,7 @@ VECTORS = 8 * 32  # channels that a warp loads at once, forward
 TILE, MOST = 1024, 8  # channels of a tile at most, tiles of a row at most, forward
 TOGETHER = 1  # rows of a program, forward
 MANY, NARROW, SEVERAL = 8192, 1024, 4  # from so many rows on, up to such a width, so many: starting a program takes long
-HELD = 32 * 32  # channels a warp at most, backward
+HELD = 16 * 32  # channels a warp at most, backward: with 32 a thread, registers run out
 RESIDENT = 16  # warps on a multiprocessor, backward
 
 
