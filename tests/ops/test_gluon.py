@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from zamba_lm.ops.linear.triton.configs import streams_config
+
 pytest.importorskip("triton.experimental.gluon")
 SHARED = 227 << 10  # bytes that a program may have on Hopper
 
@@ -18,3 +20,11 @@ def test_kernels_in_gluon_compile_for_hopper():
     assert done.returncode == 0, done.stderr[-2000:]
     sizes = json.loads(done.stdout.splitlines()[-1])
     assert len(sizes) == 10 and all(0 < size <= SHARED for size in sizes.values()), sizes
+
+
+@pytest.mark.parametrize("rows", [750, 8192, 10240, 14848])
+@pytest.mark.parametrize("width", [1024, 2048, 3712])
+def test_a_gate_sees_whole_sums(rows, width):
+    """gelu(a + b) is not gelu(a) + gelu(b): columns are shared out among programs only where nothing follows but a sum."""
+    assert streams_config(rows, width, 8, True, 132).splits == 1
+    assert streams_config(1024, width, 8, False, 132).splits > 1

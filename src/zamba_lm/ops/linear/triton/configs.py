@@ -99,7 +99,7 @@ STREAMS_BYTES = 100 << 10  # of shared memory a program: two share a multiproces
 def streams_config(rows: int, width: int, batch: int, gated: bool, multiprocessors: int) -> StreamsConfig:
     """The configuration for ``batch`` rows of x and a weight (rows, width), rows of gate if gated: two programs each."""
     splits = 1
-    while rows * splits < 64 * multiprocessors and splits < 4 and width >= 1024 * splits:
+    while not gated and rows * splits < 64 * multiprocessors and splits < 4 and width >= 1024 * splits:  # a gate needs whole sums
         splits *= 2
     lines = min(128, 8 * -(-rows * splits // (16 * multiprocessors)))
     tile, n = 64 if lines <= 64 else 128, max(16, 1 << (batch - 1).bit_length())

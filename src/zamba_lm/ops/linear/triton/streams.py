@@ -48,8 +48,9 @@ def streams_kernel(
 ):
     """y (S, O) = x w^T + r, or with GATED gelu(gate) * up of w (2 O, I). Programs: (blocks of LINES rows, splits of the columns).
 
-    S is at most BS. LINES of the M rows of a tile are real.
+    S is at most BS. LINES of the M rows of a tile are real. A gate needs whole sums, so its columns are not shared out.
     """
+    gl.static_assert(not GATED or SPLITS == 1)
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 * 8 // BK, BK // 8], [WARPS, 1], [1, 0])
     shared: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
     sums: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[WARPS, 1], instr_shape=[16, BS, 16])
