@@ -4,6 +4,7 @@ Published checkpoints have stand-ins of the same family: small, random, written 
 held against the Makefile and pyproject.toml.
 """
 
+import json
 import os
 import re
 import shlex
@@ -17,6 +18,7 @@ import pytest
 from tests.docs.pages import FENCE, INLINE_MAKE, PAGES, README, ROOT, blocks, shell_lines
 from zamba_lm.model.config import ZambaConfig
 from zamba_lm.model.zamba import Zamba
+from zamba_lm.text.tokenizer import Tokenizer
 
 PUBLISHED = re.compile(r"(?:Zyphra|path/to)/(Zamba2?)[\w.-]*")
 SMALL = {"vocab_size": 32000, "d_model": 32, "n_layers": 3, "hybrid_layers": (1, 2), "d_state": 8, "n_heads": 4, "d_ff": 48}
@@ -25,6 +27,13 @@ STAND_INS = {
     "Zamba2": ZambaConfig(family="zamba2", n_ssm_heads=4, n_blocks=2, adapter_rank=4, rope_theta=1e4, **SMALL),
 }
 SHELL = [line for line in shell_lines(README) if "zamba-lm " in line]
+CHAINS = [block for block in blocks(README, "bash") if "zamba-lm train " in block]  # each line needs what the ones before made
+LINKS = [line for line in SHELL if any(line in chain for chain in CHAINS)]
+NOTES = [{"text": "The sea was calm. " * 30 + str(i)} for i in range(20)]
+CHATS = [
+    {"messages": [{"role": "user", "content": f"Say {i}."}, {"role": "assistant", "content": f"I say {i}, as you asked."}]}
+    for i in range(20)
+]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
@@ -35,6 +44,7 @@ def checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
     for name, config in STAND_INS.items():
         Zamba(config).init_weights(seed=0).save(folder / name)
+        Tokenizer.mistral().save(folder / name)
     return folder
 
 
@@ -51,7 +61,15 @@ def run(command, folder, checkpoints, keyboard=None):
     return result
 
 
-@pytest.mark.parametrize("line", SHELL)
+@pytest.mark.parametrize("chain", CHAINS, ids=range(len(CHAINS)))
+def test_commands_that_build_on_each_other(chain, tmp_path, checkpoints):
+    for name, records in (("notes", NOTES), ("chats", CHATS)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert run(["bash", "-euo", "pipefail", "-c", chain], tmp_path, checkpoints).stdout.strip()
+    assert (tmp_path / "runs/first/model/config.json").exists() and (tmp_path / "runs/chat/model/config.json").exists()
+
+
+@pytest.mark.parametrize("line", [line for line in SHELL if line not in LINKS])
 def test_command(line, tmp_path, checkpoints):
     (tmp_path / "questions.txt").write_text("What is a glacier?\n")
     keyboard = "Hello there.\n/quit\n" if line.startswith("zamba-lm chat") else None
@@ -88,6 +106,6 @@ def test_every_block_is_of_a_kind_that_is_checked():
     assert len(SHELL) >= 10 and len(blocks(README, "python")) >= 4
 
 
-@pytest.mark.parametrize("command", ["generate", "chat", "info", "convert"])
+@pytest.mark.parametrize("command", ["generate", "chat", "info", "convert", "bench", "data", "train"])
 def test_every_command_is_shown(command):
     assert any(f"zamba-lm {command}" in line for line in SHELL)

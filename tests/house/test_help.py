@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ("generate", "chat", "info", "convert", "bench", "train")
+COMMANDS = ("generate", "chat", "info", "convert", "bench", "data", "train")
 HEAVY = ("torch", "transformers", "safetensors", "tokenizers", "huggingface_hub", "numpy", "jinja2")
 PROGRAM = Path(sys.executable).parent / "zamba-lm"
 CPU_SECONDS = 0.3  # of the process itself: wall time would measure who else is using the machine

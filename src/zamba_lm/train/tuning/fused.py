@@ -1,7 +1,7 @@
-"""LoRA layers with half the kernels: PEFT's own, of which the usual case runs as one step of autograd.
+"""LoRA layers whose usual case is one step of autograd.
 
-PEFT multiplies, scales and adds one after another, and autograd adds two gradients of the same input; on a GPU, launching all
-that takes longer than doing it. ``fuse`` changes the class of the layers there are: names, weights, saving and merging stay
+PEFT scales and adds over a projection's whole output, and autograd adds two gradients of its whole input: passes over memory that
+the products make on their way here. ``fuse`` changes the class of the layers there are: names, weights, saving and merging stay
 PEFT's.
 """
 
