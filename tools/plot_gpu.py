@@ -5,8 +5,8 @@
 Files are those of `zamba-lm bench decode --json` or the one beside a results page; rows of batch 1 are drawn.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -63,4 +63,8 @@ def colour(model: str, found: dict) -> str:
 
 
 if __name__ == "__main__":
-    draw(lines([Path(file) for file in sys.argv[2:]]), Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("picture", type=Path)
+    parser.add_argument("files", type=Path, nargs="+")
+    args = parser.parse_args()
+    draw(lines(args.files), args.picture)

@@ -228,11 +228,10 @@ class Runner:
         rows, kind = self.rows, way([sequence.request.params for sequence, _ in plan])
         with compiling(self.model.device):
             if size is None:
-                batch, memory = Batch.pack(ids, device=self.model.device), view
+                logits_SV = self.model.scores(Batch.pack(ids, device=self.model.device), view, last_only=True)
             else:
-                memory = Tray(rows.state, *size)
-                batch = memory.batch
-            logits_SV = self.model.scores(batch, memory, last_only=True)
+                tray = Tray(rows.state, *size)
+                logits_SV = self.model.scores(tray.batch, tray, last_only=True)
             with rows.vacant():
                 rows.choose(0, 1, logits_SV[:1], kind)
                 self._step(min(bucket(len(plan)), len(rows)), kind)()

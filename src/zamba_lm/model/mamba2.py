@@ -1,5 +1,7 @@
 """The Mamba-2 mixer of Zamba2."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -72,7 +74,7 @@ class Mamba2(nn.Module):
     def _afresh(self, x_TD, norm: Norm, packing, residual_TD):
         """Every sequence from its beginning, with gradients."""
         parameters = self.conv_weight, self.conv_bias, self.dt_bias, self.A_log, self.D, self.norm_weight
-        how = {"groups": self.c.n_groups, "eps": GATED_NORM_EPS, "dt_limit": self.c.dt_limit}
+        how: dict[str, Any] = {"groups": self.c.n_groups, "eps": GATED_NORM_EPS, "dt_limit": self.c.dt_limit}
         if residual_TD is not None and is_plain(self.in_proj, self.out_proj) and self.in_proj.row_scale is None:
             weights = self.in_proj.weight, self.out_proj.weight
             return mamba2_mixer(x_TD, Normed(norm.weight, norm.eps), *weights, residual_TD, *parameters, packing, **how)
