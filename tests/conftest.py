@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 
 # Workers run side by side and the models are tiny, so everything keeps to one thread, and so does every process a test
 # starts. torch reads these on import.
@@ -40,3 +41,15 @@ def no_network(monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", connect_here)
     monkeypatch.setattr(socket, "getaddrinfo", resolve_here)
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_interpreted():
+    """A test that leaves the interpreter on makes kernels of whatever runs behind it."""
+    yield
+    module = sys.modules.get("zamba_lm.ops.gpu")
+    OPS = getattr(sys.modules.get("zamba_lm.ops.dispatch"), "OPS", {})
+    if module is not None and not torch.cuda.is_available():
+        assert not module._interpreting, "kernels are still interpreted"
+        left = [op.name for op in OPS.values() if any(choice.name == "triton" for choice in op._chosen.values())]
+        assert not left, f"kernels still run for {left}"

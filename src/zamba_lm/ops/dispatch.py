@@ -83,6 +83,12 @@ def force(**choices: str) -> Iterator[None]:
         _forced.update(before)
 
 
+def choose_anew() -> None:
+    """Forget which implementations run where: what stands in their way has changed."""
+    for op in OPS.values():
+        op._chosen.clear()
+
+
 def forced() -> dict[str, str]:
     """The ops that are forced at the moment, with the names of the implementations: what ``force`` takes."""
     return dict(_forced)

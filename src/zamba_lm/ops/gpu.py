@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from zamba_lm.ops.dispatch import Implementation
+from zamba_lm.ops.dispatch import Implementation, choose_anew
 
 OLDEST = (7, 5)  # compute capability: Turing, the first that today's Triton supports
 DEPENDENT_LAUNCH = (9, 0)  # Hopper, the first with programmatic dependent launch
@@ -46,10 +46,12 @@ def interpreted() -> Iterator[None]:
     """Let kernels run on CPU tensors inside the block: for tests, with Triton's interpreter switched on."""
     global _interpreting
     before, _interpreting = _interpreting, True
+    choose_anew()
     try:
         yield
     finally:
         _interpreting = before
+        choose_anew()
 
 
 def lazy(module: str, name: str) -> Callable:

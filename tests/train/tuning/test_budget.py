@@ -30,14 +30,14 @@ def test_frozen_weights_and_adapters():
 
 def test_sixteen_gigabytes_take_adapters_and_eight_take_them_over_four_bits():
     assert rows(LORA, 16e9 / GIB) >= 1
-    assert rows(QLORA, 8e9 / GIB) == 1
+    assert rows(QLORA, 8e9 / GIB) >= 1
     assert rows(QLORA, 80) == 16 > rows(LORA, 16e9 / GIB)
 
 
 def test_what_does_not_fit_says_what_would():
     with pytest.raises(ZambaError, match=r"1 of 4096 tokens .* need about \d+\.\d GiB of 8.0 GiB; nothing fits: .* qlora-sft"):
         rows(LORA, 8)
-    with pytest.raises(ZambaError, match=r"what fits: --set batch.micro=2"):
+    with pytest.raises(ZambaError, match=r"what fits: --set batch.micro=4"):
         rows(LORA, 16, micro=8)
     with pytest.raises(ZambaError, match="try --set batch.recompute=layers"):
         rows(LORA, 16, recompute="none")

@@ -19,7 +19,6 @@ from zamba_lm.train.scale import stored
 from zamba_lm.train.scale.mesh import mesh_of
 from zamba_lm.train.scale.pieces import whole
 from zamba_lm.train.scale.units import Spread
-from zamba_lm.train.trainer import checkpoints
 
 GROUPS = "groups.pt"  # settings of the optimizer's groups
 
@@ -72,17 +71,10 @@ class Sharded:
         return failed
 
     def _begin_to_save(self, step: int) -> ZambaError | None:
-        folder, failed = checkpoints.staged(self.run, step), None
-        try:
-            with checkpoints.disk_trouble(checkpoints.name_of(step), folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                self._write_checkpoint(folder)
-                self.journal.flush()
-        except ZambaError as error:
-            failed = error
-        if self._any_process(failed is not None):
+        folder, failed = self._written_aside(step)
+        if failed:
             self._take_away(folder)
-            return failed or ZambaError(f"another process could not save {checkpoints.name_of(step)}")
+            return failed
         tensors = stored.weights(self.model.zamba) | stored.moments(self.model.zamba, self._optimizer)
         self._saving_to = folder
         self.saving = stored.Saving(tensors, folder, self._beside_training, partial(self._whole, step, folder))

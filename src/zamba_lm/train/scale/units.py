@@ -5,7 +5,7 @@ gathered in the dtype of products; behind it they are let go. The units:
 
 - each layer, with the adapters and the link of its call;
 - each shared block. It is called from many layers, so it is gathered once, before its first call, and kept to the end of the step
-  (``keep_blocks``);
+  (``keep``);
 - the embedding, which is the head too, in float32: the residual stream begins with it.
 
 Vectors (norms, biases, convolutions, A_log, D, dt_bias) are a thousandth of the weights. They stay whole and float32 on every
@@ -13,7 +13,7 @@ device, and their gradients are averaged together once a step. Gradients of matr
 device, and are added up in float32.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import Shard
 
-from zamba_lm.model.zamba import Layer, Zamba
+from zamba_lm.model.zamba import Zamba
 from zamba_lm.train.optim import split
 
 AHEAD = 2  # layers before its first call that a block is asked for
@@ -32,33 +32,34 @@ AHEAD = 2  # layers before its first call that a block is asked for
 class Spread:
     """What a step over several devices does beside what FSDP2 does by itself. ``model``: a wrapper around ``zamba``."""
 
-    def __init__(self, model: nn.Module, mesh: DeviceMesh, *, bf16: bool, keep: str = "blocks", span: int = 1):
+    def __init__(self, model: nn.Module, mesh: DeviceMesh, *, bf16: bool, keep: str = "blocks"):
         zamba = cast(Zamba, model.zamba)
         self.model, self.mesh = cast(Any, model), mesh
         self.vectors = split(zamba)[3]
         products = torch.bfloat16 if bf16 else None
-        blocks = [[block] for block in zamba.blocks]
-        spans = [list(zamba.layers[at : at + span]) for at in range(0, len(zamba.layers), span)]
-        for block in blocks:
+        for block in zamba.blocks:
             self._shard(block, products, keep=keep in ("blocks", "all"))
-        for layers in spans:
-            self._shard(layers, products, keep=keep == "all")
-        model.through = lambda run: run()
-        self._shard([model], None, keep=True)
+        for layer in zamba.layers:
+            self._shard(layer, products, keep=keep == "all")
+        self.model.through = lambda run: run()
+        self._shard(model, None, keep=True)
         register_fsdp_forward_method(model, "through")
-        self.units = cast(list[Any], [model, *zamba.blocks, *(layers[0] for layers in spans)])
-        _in_order(model, spans, zamba.blocks)
+        self.units: list[Any] = [model, *zamba.blocks, *zamba.layers]
+        _in_order(self.model, list(zamba.layers), list(zamba.blocks))
 
-    def _shard(self, unit: list[nn.Module], dtype: torch.dtype | None, *, keep: bool) -> None:
-        """Make modules a unit. ``keep``: gathered until ``let_go``."""
-        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    def _shard(self, unit: nn.Module, dtype: torch.dtype | None, *, keep: bool) -> None:
+        """Make a module a unit. ``keep``: gathered until ``let_go``."""
         size = self.mesh.shape[-1]
-        settings = {"mesh": self.mesh, "mp_policy": policy, "ignored_params": set(self.vectors)}
-        modules = unit[0] if len(unit) == 1 else unit
-        fully_shard(modules, reshard_after_forward=not keep, shard_placement_fn=lambda p: _placement(p, size), **settings)
-        for module in unit:
-            cast(FSDPModule, module).set_reshard_after_backward(not keep, recurse=False)
-            module.register_forward_pre_hook(_wide_gradients)  # behind FSDP's own, which gathers
+        fully_shard(
+            unit,
+            mesh=self.mesh,
+            mp_policy=MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False),
+            reshard_after_forward=not keep,
+            shard_placement_fn=lambda p: _placement(p, size),
+            ignored_params=set(self.vectors),
+        )
+        cast(FSDPModule, unit).set_reshard_after_backward(not keep, recurse=False)
+        unit.register_forward_pre_hook(_wide_gradients)  # behind FSDP's own, which gathers
 
     def end_step(self) -> None:
         """Behind the last backward pass of a step: average the gradients of vectors, and let the blocks go."""
@@ -98,15 +99,14 @@ def _wide_gradients(unit: nn.Module, args: Any) -> None:
             p.grad_dtype = torch.float32
 
 
-def _in_order(model: nn.Module, spans: list[list[Layer]], blocks: Iterable[nn.Module]) -> None:
+def _in_order(model: Any, layers: list[Any], blocks: list[Any]) -> None:
     """Say which units to gather next while one runs, forward and back."""
-    ahead: dict[int, list] = {at: [spans[at + 1][0]] for at in range(len(spans) - 1)}
-    first: list = [spans[0][0]]
+    ahead: dict[int, list] = {at: [layers[at + 1]] for at in range(len(layers) - 1)}
+    first = [layers[0]]
     for number, block in enumerate(blocks):
-        call = next(at for at, layers in enumerate(spans) if any(layer.plan.block == number for layer in layers))
-        at = call - max(1, AHEAD // len(spans[0]))
+        at = next(layer.plan.layer for layer in layers if layer.plan.block == number) - AHEAD
         (first if at < 0 else ahead[at]).append(block)
-    cast(Any, model).set_modules_to_forward_prefetch(first)
+    model.set_modules_to_forward_prefetch(first)
     for at, units in ahead.items():
-        cast(Any, spans[at][0]).set_modules_to_forward_prefetch(units)
-        cast(Any, spans[at + 1][0]).set_modules_to_backward_prefetch([spans[at][0]])
+        layers[at].set_modules_to_forward_prefetch(units)
+        layers[at + 1].set_modules_to_backward_prefetch([layers[at]])

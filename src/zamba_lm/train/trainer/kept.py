@@ -35,6 +35,16 @@ class Kept:
             self.say(f"{failed}; earlier checkpoints are whole, the run goes on and tries again at its next save")
 
     def _try_to_save(self, step: int) -> ZambaError | None:
+        folder, failed = self._written_aside(step)
+        if not failed and self.is_world_process_zero():
+            failed = self._commit(step, folder)
+        if failed and self.is_world_process_zero():
+            shutil.rmtree(folder, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        return failed
+
+    def _written_aside(self, step: int) -> tuple[Path, ZambaError | None]:
+        """A checkpoint under a name that does not count yet, and what went wrong with it, on any process."""
         folder, failed = checkpoints.staged(self.run, step), None
         try:
             with checkpoints.disk_trouble(checkpoints.name_of(step), folder):
@@ -45,12 +55,7 @@ class Kept:
             failed = error
         if self._any_process(failed is not None):
             failed = failed or ZambaError(f"another process could not save {checkpoints.name_of(step)}")
-        elif self.is_world_process_zero():
-            failed = self._commit(step, folder)
-        if failed and self.is_world_process_zero():
-            shutil.rmtree(folder, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        return failed
+        return folder, failed
 
     def _commit(self, step: int, folder: Path) -> ZambaError | None:
         try:
