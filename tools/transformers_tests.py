@@ -1,15 +1,16 @@
 """Run transformers' own common model tests over our classes, and say which pass.
 
-    python tools/transformers_tests.py FOLDER [--write docs/transformers-tests.md] [-k WORDS]
+    python tools/transformers_tests.py FOLDER [--generation FILE --version WORDS] [--write docs/transformers-tests.md] [-k WORDS]
 
 FOLDER: the sources of the transformers that is installed, unpacked, with tests/test_modeling_common.py in it: a checkout of
 its repository at that version, or `pip download --no-binary :all: --no-deps transformers==...`, which leaves out the tests of
-generation (tests/generation/test_utils.py). Nothing of it is copied: the tests are imported from there and run over tiny
-random models. Needs `pip install parameterized pytest` beside the `hf` extra. Exits with 1 when a test fails whose reason is
-not stated below.
+generation (tests/generation/test_utils.py); --generation names a file that stands in for it, and --version says in the page what
+it is. Nothing of them is copied: the tests are imported from there and run over tiny random models. Needs
+`pip install parameterized pytest` beside the `hf` extra. Exits with 1 when a test fails whose reason is not stated below.
 """
 
 import argparse
+import inspect
 import logging
 import re
 import sys
@@ -18,7 +19,9 @@ import unittest
 import warnings
 from collections import Counter
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from textwrap import fill
 from types import SimpleNamespace
 
 import torch
@@ -118,14 +121,16 @@ class Tester:
         return self.get_config(), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def mixins_of(folder: Path) -> dict[str, type]:
-    """The mixins by name; an empty class for one that the folder does not have."""
+def mixins_of(folder: Path, generation: Path | None) -> dict[str, type]:
+    """The mixins by name; an empty class for one that neither the folder nor ``generation`` has."""
     sys.path.insert(0, str(folder))
     for name in [one for one in sys.modules if one == "tests" or one.startswith("tests.")]:
         del sys.modules[name]
     found = {}
     for module, mixin in MIXINS:
-        if not (folder / (module.replace(".", "/") + ".py")).is_file():
+        if generation and mixin == "GenerationTesterMixin":
+            from_file(module, generation)
+        elif not (folder / (module.replace(".", "/") + ".py")).is_file():
             stand_in(module, mixin)
         found[mixin] = getattr(import_module(module), mixin)
     return found
@@ -139,16 +144,52 @@ def stand_in(module: str, mixin: str) -> None:
     setattr(sys.modules[module], mixin, type(mixin, (), {"absent": True}))
 
 
-def case_of(family: str, mixins: dict[str, type]) -> type:
+def from_file(module: str, file: Path) -> None:
+    stand_in(module, "nothing")
+    spec = spec_from_file_location(module, file)
+    sys.modules[module] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[module])
+
+
+def cases_of(family: str, mixins: dict[str, type]) -> list[type]:
+    """The tests of generation have a case of their own: they ask for attention weights unless ``has_attentions`` is off, and
+    take models without any for models without padding, which ours are not."""
+    names, generation = ("ModelTesterMixin", "GenerationTesterMixin", "TrainingTesterMixin"), mixins["GenerationTesterMixin"]
+    without = dict.fromkeys((name for name in dir(generation) if name.startswith("test_")), None)
+    fields = fields_of(family)
+    padding = getattr(generation, "test_left_padding_compatibility", None)
+    own = {"has_attentions": False, "_check_caches_are_equal": caches_are_equal} | (
+        {"test_left_padding_compatibility": with_attentions(padding)} if padding else {}
+    )
+    name = f"Our{family.title()}"
+    common = type(f"{name}Test", (*(mixins[one] for one in names), unittest.TestCase), without | fields)
+    return [common, type(f"{name}GenerationTest", (generation, unittest.TestCase), fields | own)]
+
+
+def with_attentions(test):
+    def run(self):
+        self.has_attentions = True
+        test(self)
+
+    return run
+
+
+def caches_are_equal(self, one, other):
+    """Ours have a state where transformers' have layers."""
+    self.assertEqual(one.get_seq_length(), other.get_seq_length())
+    one, other = one.state.snapshot(), other.state.snapshot()
+    for name in ("windows", "ssm"):
+        torch.testing.assert_close(getattr(one, name), getattr(other, name))
+
+
+def fields_of(family: str) -> dict:
     classes = FAMILIES[family][0]
-    fields = {
+    return {
         "all_model_classes": classes,
         "all_generative_model_classes": classes[1:2],
         "model_tester": None,
         "setUp": lambda self: setattr(self, "model_tester", Tester(family, self)),
     }
-    bases = tuple(mixins[name] for name in ("ModelTesterMixin", "GenerationTesterMixin", "TrainingTesterMixin"))
-    return type(f"Our{family.title()}Test", (*bases, unittest.TestCase), fields)
 
 
 class Outcomes(unittest.TestResult):
@@ -187,18 +228,19 @@ def words(err) -> str:
     return f"{err[0].__name__}: {lines[0] if lines else ''}"[:200]
 
 
-def run(case: type, pattern: str, verbose: bool) -> dict[str, tuple[str, str]]:
+def run(cases: list[type], pattern: str, verbose: bool) -> dict[str, tuple[str, str]]:
     outcomes = Outcomes()
-    for test in unittest.defaultTestLoader.loadTestsFromTestCase(case):
-        if pattern in name_of(test):
-            torch.manual_seed(0)
-            test.run(outcomes)
-            if verbose:
-                print(case.__name__, name_of(test), *outcomes.of.get(name_of(test), ()), flush=True)
+    for case in cases:
+        for test in unittest.defaultTestLoader.loadTestsFromTestCase(case):
+            if pattern in name_of(test) and inspect.isfunction(getattr(case, name_of(test))):  # marks around nothing are no tests
+                torch.manual_seed(0)
+                test.run(outcomes)
+                if verbose:
+                    print(case.__name__, name_of(test), *outcomes.of.get(name_of(test), ()), flush=True)
     return outcomes.of
 
 
-def page(found: dict[str, dict[str, tuple[str, str]]], absent: list[str]) -> str:
+def page(found: dict[str, dict[str, tuple[str, str]]], absent: list[str], version: str) -> str:
     """The outcomes in Markdown."""
     counts = {family: Counter(outcome for outcome, _ in outcomes.values()) for family, outcomes in found.items()}
     kinds = ("passes", "does not apply", "fails")
@@ -215,13 +257,16 @@ def page(found: dict[str, dict[str, tuple[str, str]]], absent: list[str]) -> str
     ]
     if absent:
         lines += [
-            f"The sources that PyPI ships leave out {', '.join(absent)}; with a checkout of the",
-            "repository the script runs them too. What the generation tests ask (greedy, sampled and beam search with and",
-            "without a cache, padding, embeddings as input, prompts in chunks, continuing from a cache, assisted generation and",
-            "prompt lookup, scores and hidden states, `logits_to_keep`, streaming) stands in tests/hf/test_generate.py and",
-            "tests/hf/test_cache.py, most of it token by token beside transformers' own models.",
+            f"The sources that PyPI ships leave out {', '.join(absent)}; with a checkout of the repository the script runs them",
+            "too.",
             "",
         ]
+    if version:
+        lines += [fill(f"Tests of generation: {version}.", 120), ""]
+    lines += [
+        "tests/hf/test_generate.py and tests/hf/test_cache.py hold generation beside transformers' own models, token by token.",
+        "",
+    ]
     for kind, title in zip(kinds, ("Pass", "Do not apply", "Fail, and why")):
         lines += [f"## {title}", "", *listing(found, kind), ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -250,6 +295,8 @@ def listing(found, kind: str) -> list[str]:
 def options() -> SimpleNamespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, help="sources of transformers")
+    parser.add_argument("--generation", type=Path, help="a file with GenerationTesterMixin, where the folder has none")
+    parser.add_argument("--version", default="", help="what that file is, for the page")
     parser.add_argument("--write", type=Path, help="write the outcomes to this page")
     parser.add_argument("-k", default="", help="only tests whose name contains this")
     parser.add_argument("-v", action="store_true", help="print every outcome as it comes")
@@ -262,8 +309,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     hf.register()
-    mixins = mixins_of(asked.folder.resolve())
-    found = {family: run(case_of(family, mixins), asked.k, asked.v) for family in FAMILIES}
+    mixins = mixins_of(asked.folder.resolve(), asked.generation)
+    found = {family: run(cases_of(family, mixins), asked.k, asked.v) for family in FAMILIES}
     for family, outcomes in found.items():
         print(family, dict(Counter(outcome for outcome, _ in outcomes.values())))
     wrong = {test: why for outcomes in found.values() for test, (kind, why) in outcomes.items() if kind == "fails"}
@@ -271,7 +318,7 @@ def main() -> None:
         print(" ", "as stated:" if test in STATED else "UNEXPECTED:", test, why)
     if asked.write:
         absent = [module.replace(".", "/") + ".py" for module, name in MIXINS if "absent" in vars(mixins[name])]
-        asked.write.write_text(page(found, absent), encoding="utf-8")
+        asked.write.write_text(page(found, absent, asked.version), encoding="utf-8")
     sys.exit(bool(set(wrong) - set(STATED)))
 
 

@@ -52,6 +52,7 @@ def test_a_dry_run_of_what_cannot_fit_says_what_would(run):
         (("pretrain", "--set", "preset=tniy"), "error: unknown preset 'tniy' (did you mean tiny?)"),
         (("pretrain", *TINY), "error: out is not set; give it with --set out=runs/first"),
         (("pretrain", "--set", "model=zamba", "--dry-run"), "error: unknown shape 'zamba'"),
+        (("pretrain", *TINY, "--set", "batch.rows=0", "--dry-run"), "error: --set batch.rows=0: expected at least 1"),
     ],
 )
 def test_mistakes_are_one_line(run, args, message):
@@ -67,6 +68,17 @@ def test_resume_takes_the_settings_of_the_run_and_tells_what_changes(run, tmp_pa
     assert told.code == 0 and "batch.rows = 2" in told.out and "model = tiny" in told.out
     assert told.err.strip() == "changed: batch.tokens: 5120 -> 9000"
     assert json.loads((out / "recipe.json").read_text())["config"]["batch"]["tokens"] == 5120
+
+
+def test_settings_that_nothing_came_of_are_not_those_of_the_next_resume(run, tmp_path):
+    out = tmp_path / "a"
+    run("train", "pretrain", "--set", f"out={out}", *TINY, "--set", "data.sources.a=none")
+    before = (out / "recipe.json").read_bytes()
+    told = run("train", "pretrain", "--set", f"out={out}", "--set", "data.sources.a=gone", "--resume")
+    assert (
+        told.code == 1 and "changed: data.sources: {'a': 'none'} -> {'a': 'gone'}" in told.err and "error: gone is no" in told.err
+    )
+    assert (out / "recipe.json").read_bytes() == before
 
 
 def test_another_preset_is_no_resuming(run, tmp_path):

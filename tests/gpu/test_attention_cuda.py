@@ -40,6 +40,13 @@ def test_a_long_prompt(width, page):
     check((4097,), (0,), width, page=page, dtype=torch.bfloat16, turn=True, device=CUDA)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("past", [(0, 0, 0, 0, 0), (77, 255, 256, 1000, 128)])
+def test_prompts_on_hopper(dtype, past):
+    """Tiles and blocks that begin and end anywhere, nan behind every end."""
+    check((300, 1, 63, 128, 700), past, 160, page=256, dtype=dtype, turn=True, device=CUDA)
+
+
 @pytest.mark.parametrize("width", [160, 464])
 def test_one_graph_serves_every_length(width):
     """Captured once; then ages, pages and queries change in place."""
@@ -86,3 +93,11 @@ def test_gradients(width, dtype):
         gradients.append(torch.autograd.grad(y, leaves, dy.to(wide)))
     for got, expected in zip(*gradients, strict=True):
         assert_within("gradient", got, expected, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("page", [None, 64, 256])
+def test_long_prompts_of_wide_heads(dtype, page):
+    """One pass on Hopper, of several sequences at once; what lies behind each is poisoned."""
+    past = (0,) * 3 if page is None else (2000, 5, 77)
+    check((1500, 1, 3000), past, 464, page=page, dtype=dtype, turn=True, device=CUDA)

@@ -30,21 +30,35 @@ CONFIG = ZambaConfig(
     rope_theta=1e4,
     init_std=0.1,
 )
+OLDER = ZambaConfig(
+    family="zamba",
+    vocab_size=101,
+    d_model=64,
+    n_layers=4,
+    hybrid_layers=(1, 3),
+    n_ssm_heads=2,
+    d_state=16,
+    dt_rank=4,
+    n_heads=4,
+    d_ff=96,
+    init_std=0.1,
+)
 
 
-def model(dtype):
-    return Zamba(CONFIG, dtype=dtype, device="cuda").init_weights(1).requires_grad_(False)
+def model(config, dtype):
+    return Zamba(config, dtype=dtype, device="cuda").init_weights(1).requires_grad_(False)
 
 
 def ids(n, seed):
     return torch.randint(1, 101, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
+@pytest.mark.parametrize("config", [CONFIG, OLDER], ids=["zamba2", "zamba"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("seats", "lengths"), [(1, (1,)), (1, (500,)), (1, (640,)), (16, (3, 300, 1, 64)), (16, (640,))])
 @torch.inference_mode()
-def test_a_tray_reads_as_a_plain_pass_does(monkeypatch, dtype, seats, lengths):
-    on, first = model(dtype), 2
+def test_a_tray_reads_as_a_plain_pass_does(monkeypatch, config, dtype, seats, lengths):
+    on, first = model(config, dtype), 2
     prompts = [ids(n, n) for n in lengths]
     states = [on.new_state(first + len(lengths) + 1) for _ in range(2)]
     for state in states:

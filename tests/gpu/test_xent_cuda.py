@@ -1,4 +1,4 @@
-"""xent's kernel on a GPU at published shapes: several chunks, odd and very long rows, every dtype."""
+"""The kernel of xent and token_scores on a GPU at published shapes: several chunks, odd and very long rows, every dtype."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 from tests.numerics.tolerances import assert_within
 from zamba_lm.ops.dispatch import record
-from zamba_lm.ops.xent import xent
+from zamba_lm.ops.xent import token_scores, xent
+from zamba_lm.ops.xent.triton import tokens
 
 pytestmark = pytest.mark.gpu
 
@@ -62,3 +63,44 @@ def test_autocast_and_a_master_weight_in_float32():
     expected, *_ = run(lambda x, w: right(x, w, targets), x.double(), weight.double(), 1.0)
     assert loss.dtype == dx.dtype == dweight.dtype == torch.float32
     assert abs(loss / expected - 1) < 5e-3
+
+
+def scored(x, weight, targets):
+    """TokenScores of float64."""
+    logits = x @ weight.T
+    logp, counted = F.log_softmax(logits, -1), targets >= 0
+    hit = logp.gather(1, targets.clamp(min=0)[:, None])[:, 0]
+    return (
+        hit * counted,
+        -(logp.exp() * logp).sum(-1) * counted,
+        logits.mean(-1) * counted,
+        (logits.argmax(-1) == targets) & counted,
+    )
+
+
+def weighted(function, x, weight, frozen):
+    """Scores, and gradients of a sum in which every token weighs differently."""
+    x, weight = x.detach().clone().requires_grad_(), weight.detach().clone().requires_grad_(not frozen)
+    scores = function(x, weight)
+    (scores[0] * torch.linspace(-1, 2, len(x), device="cuda", dtype=scores[0].dtype)).sum().backward()
+    return scores, [one.grad for one in (x, weight) if one.requires_grad]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("how", ["kept", "made again", "frozen head"])
+@pytest.mark.parametrize("shape", ["2.7b", "odd", "few", "beyond registers"])
+def test_token_scores(shape, how, dtype, monkeypatch):
+    monkeypatch.setattr(tokens, "KEPT", 0 if how == "made again" else 1 << 30)
+    x, weight, targets = make(*SHAPES[shape], dtype)
+    targets[::5] = torch.where(targets[::5] < 0, targets[::5], (x @ weight.T).argmax(-1)[::5])
+    with record() as calls:
+        scores, gradients = weighted(lambda x, w: token_scores(x, w, targets), x, weight, how == "frozen head")
+    assert calls == [("token_scores", "triton")]
+    expected, right = weighted(lambda x, w: scored(x, w, targets), x.double(), weight.double(), how == "frozen head")
+    precise = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}[dtype]
+    for got, want in zip(scores[:3], expected[:3]):
+        assert (got - want).norm() <= precise * (want.norm() + len(x) ** 0.5)
+    assert (scores.top_T != expected[3]).double().mean() < 0.02  # likeliest in this dtype and likeliest may be two tokens
+    for got, want in zip(gradients, right, strict=True):
+        assert got.dtype == dtype and (got - want).norm() <= max(precise, 1e-5) * want.norm()
+    assert torch.equal(gradients[0][targets < 0], torch.zeros_like(gradients[0][targets < 0]))

@@ -32,17 +32,17 @@ def test_decode_of_any_head(width, dtype):
     check((1, 1), (5, 33), width, dtype=dtype, turn=True, host=False)
 
 
-@pytest.mark.parametrize("splits", [1, 2, 8])
+@pytest.mark.parametrize(("splits", "peel"), [(1, False), (1, True), (2, True), (8, False)])
 @pytest.mark.parametrize("past", [0, 31, 200])
-def test_any_split(splits, past):
+def test_any_split(splits, peel, past):
     """However many programs share a past, down to shares that are empty, and counters ready for the next call."""
     from zamba_lm.ops.attention.triton.decode import decode
 
-    q, k, v = make(1, 8)
-    before = [make(past + 1, 8)[1:]]
+    q, k, v = make(1, 24)
+    before = [make(past + 1, 24)[1:]]
     before = [(keys[:-1], values[:-1]) for keys, values in before]
-    caches = [paged(before, [past + 1], page=16, heads=2, width=8) for _ in range(3)]
-    config = {"tokens": 16, "warps": 4, "stages": 2, "residents": 1, "ahead": 1, "splits": splits}
+    caches = [paged(before, [past + 1], page=16, heads=2, width=24) for _ in range(3)]
+    config = {"tokens": 16, "channels": 16, "warps": 4, "stages": 2, "residents": 1, "ahead": 1, "splits": splits, "peel": peel}
     expected = attention_by("reference", q, k, v, Packing([1]), caches[0])
     for cache in caches[1:]:
         torch.testing.assert_close(decode(q, k, v, 0.5, cache, None, config), expected, rtol=1e-5, atol=1e-5)

@@ -16,6 +16,7 @@ from zamba_lm.ops.conv import conv
 from zamba_lm.ops.dispatch import force
 from zamba_lm.ops.gpu import interpreted
 from zamba_lm.ops.packing import Frame, Packing
+from zamba_lm.ops.scan import scan
 from zamba_lm.ops.ssd import ssd
 
 LENGTHS = [(5,), (2, 9, 1), (1, 1), (70, 3)]
@@ -30,7 +31,7 @@ def kernels(way):
         pytest.importorskip("triton")
         if torch.cuda.is_available():
             pytest.skip("Triton compiles here; tests/gpu runs the kernels for real")
-    with interpreted(), force(conv=way, ssd=way, attention=way):
+    with interpreted(), force(conv=way, ssd=way, scan=way, attention=way):
         yield
 
 
@@ -88,6 +89,24 @@ def test_ssd(way, dtype, lengths):
         x_T, dt_T, B_T, C_T = (filled(v, packing) for v in (x, dt, B, C))
         with kernels(way):
             y, same = ssd(x_T, dt_T, A, B_T, C_T, D, packing, memory, slots_S=slots, in_place=True)
+        assert same is memory
+        assert_within("op", y[: len(x)], expected)
+        check_memory(memory, state.to(dtype), after.to(dtype), lengths)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS[:3])
+@pytest.mark.parametrize(("way", "dtype"), [("triton", torch.float32), ("triton", torch.bfloat16), ("reference", torch.float32)])
+def test_scan(way, dtype, lengths):
+    (x, dt, A, B, C, D), state = inputs.scan(sum(lengths), heads=1, sequences=6)
+    state = state.to(dtype).float()
+    expected, after = scan(x, dt, A, B, C, D, Packing(lengths), state[list(SLOTS[: len(lengths)])])
+    for packing, slots in packings(lengths):
+        if way == "reference" and not packing.known:
+            continue
+        memory = state.clone().to(dtype)
+        x_T, dt_T, B_T, C_T = (filled(v, packing) for v in (x, dt, B, C))
+        with kernels(way):
+            y, same = scan(x_T, dt_T, A, B_T, C_T, D, packing, memory, slots_S=slots, in_place=True)
         assert same is memory
         assert_within("op", y[: len(x)], expected)
         check_memory(memory, state.to(dtype), after.to(dtype), lengths)

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -148,67 +147,43 @@ def test_who_watches_launches_sees_them(one_gpu, monkeypatch):
     assert kernel.watched == kernel.quick
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_triton_is_woken_in_the_background_for_a_gpu_alone(monkeypatch, broken):
+    asked = []
+
+    def part(name):
+        asked.append(name)
+        if broken:
+            raise OSError("libcuda.so not found")
+        return SimpleNamespace(triton_key=lambda: "", driver=SimpleNamespace(active=SimpleNamespace(utils=None)))
+
+    monkeypatch.setattr(gpu, "import_module", part)
+    monkeypatch.setattr(gpu, "Thread", lambda target, daemon: SimpleNamespace(start=target))
+    gpu.wake(CPU)
+    assert not asked
+    gpu.wake(CUDA)
+    assert asked == ["triton.runtime.cache", "triton.runtime"][: 1 if broken else 2]
+
+
+def test_launches_can_be_taken(one_gpu):
+    kernel, taken = Jit(), []
+    with gpu.taking(lambda *launch: taken.append(launch)):
+        gpu.launch(kernel, (2,), 5, device=CUDA, BLOCK=8)
+        gpu.launch(interpreted := Jit(), (3,), 7, device=CPU)
+    assert taken == [(kernel, (2,), (5,), {"BLOCK": 8})] and not kernel.ordinary
+    assert len(interpreted.ordinary) == 1, "on a CPU kernels are interpreted, not compiled"
+    gpu.launch(kernel, (2,), 5, device=CUDA, BLOCK=8, WIDE=True)
+    assert len(kernel.ordinary) == 1
+
+
 def test_what_only_triton_can_judge_goes_the_ordinary_way(one_gpu, monkeypatch):
     kernel = Jit()
     for argument in (object(), True):
         for _ in range(2):
             gpu.launch(kernel, (1,), argument, 5, device=CUDA, BLOCK=8, WIDE=True)
     assert len(kernel.ordinary) == 4 and not kernel.quick
-    monkeypatch.setattr(gpu, "REMEMBERED", ("0.0.",))
+    monkeypatch.setattr(gpu, "known_triton", lambda: False)
     gpu._remembers.cache_clear()
     for _ in range(2):
         gpu.launch(kernel, (1,), torch.zeros(4), 5, device=CUDA, BLOCK=8, WIDE=True)
     assert len(kernel.ordinary) == 6 and not kernel.quick, "a Triton that nobody tried this with"
-
-
-class Ahead:
-    """What ``compiling`` uses of Triton: a mode in which kernels that are asked for go to an executor."""
-
-    now = None
-
-    def __init__(self, executor, *, ignore_errors):
-        self.executor, self.futures = executor, []
-        assert ignore_errors
-
-    def __enter__(self):
-        Ahead.now = self
-
-    def __exit__(self, *error):
-        assert all(future.done() for future in self.futures), "on the way out all are there"
-
-
-class Warm(Jit):
-    def __init__(self, fails=False):
-        super().__init__()
-        self.asked, self.made, self.fails = [], [], fails
-
-    def warmup(self, *args, grid, **options):
-        def compile():
-            if self.fails:
-                raise ValueError("no such layout")
-            return self
-
-        self.asked.append(args)
-        Ahead.now.futures.append(Ahead.now.executor.submit(compile))
-
-    @property
-    def run(self):
-        self.made.append("launcher")
-
-
-def test_kernels_are_compiled_side_by_side_and_none_is_launched(one_gpu, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    real = gpu.import_module
-    triton = SimpleNamespace(AsyncCompileMode=Ahead, __version__="3.6.0")
-    monkeypatch.setattr(gpu, "import_module", lambda name: triton if name == "triton" else real(name))
-    good, bad, x = Warm(), Warm(fails=True), torch.zeros(4)
-    with gpu.compiling(CUDA):
-        for n in (3, 5, 32):
-            gpu.launch(good, (2,), x, n, device=CUDA, BLOCK=8, WIDE=True)
-        gpu.launch(bad, (2,), x, 3, device=CUDA, BLOCK=8, WIDE=True)
-        assert not good.made, "nothing is compiled while more is asked for"
-    assert [args[1] for args in good.asked] == [3, 32] and good.made == ["launcher"] * 2
-    assert not good.ordinary and not bad.ordinary, "nothing was launched"
-    gpu.launch(bad, (2,), x, 3, device=CUDA, BLOCK=8, WIDE=True)
-    assert len(bad.ordinary) == 1, "outside, kernels are launched, and one that failed has its say"

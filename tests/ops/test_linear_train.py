@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from tests.numerics.tolerances import assert_within
 from tests.ops.bfloat16 import bfloat16_products  # noqa: F401
@@ -138,3 +139,20 @@ def test_what_is_kept(trained):
     with torch.autograd.graph.saved_tensors_hooks(lambda v: kept.append(tuple(v.shape)) or v, lambda v: v):
         linear(x, w, norm=Normed(n, 1e-5))
     assert sorted(kept) == ([(9, 12), (12,), (14, 12)] if trained == "x" else [(9, 12)])
+
+
+def test_a_product_at_the_end_of_what_is_recomputed_is_made_once(monkeypatch):
+    made, w, x, residual = [], randn(6, 4).requires_grad_(), randn(5, 4).requires_grad_(), randn(5, 6).requires_grad_()
+    monkeypatch.setattr(train, "times", lambda *given, times=train.times: made.append(given) or times(*given))
+
+    def last(x, residual):
+        return linear(x.sin(), w, residual_TO=residual)
+
+    def found(run):
+        return torch.autograd.grad(run(x, residual).square().sum(), (x, w, residual))
+
+    expected = found(lambda x, residual: x.sin() @ w.T + residual)
+    once = found(lambda *given: checkpoint(last, *given, use_reentrant=False))
+    assert len(made) == 1
+    for a, b in zip(once, expected, strict=True):
+        assert_within("op", a, b)

@@ -54,7 +54,7 @@ def test_any_width_and_state_size(heads, width, n):
     assert_right(inputs, [5], state)
 
 
-@pytest.mark.parametrize("how", [{"SPLIT": 1, "TILES": 2, "HOLD": 1, "FAR": 0}, {"SPLIT": 8, "TILES": 1, "HOLD": 16, "FAR": 0}])
+@pytest.mark.parametrize("how", [{"SPLIT": 1, "TILES": 2, "HOLD": 1, "FAR": 0}, {"SPLIT": 8, "TILES": 1, "HOLD": 16, "FAR": 2}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_any_split(how, dtype, monkeypatch):
     monkeypatch.setattr(configs, "forward", lambda *_: how)

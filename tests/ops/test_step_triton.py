@@ -8,7 +8,8 @@ from tests.ops.mixers import NO_LIMIT, Mamba1Token, Mamba2Token
 from zamba_lm.ops.dispatch import force
 from zamba_lm.ops.gpu import interpreted
 from zamba_lm.ops.step import triton as kernels
-from zamba_lm.ops.step.triton.configs import Mamba2Config
+from zamba_lm.ops.step.triton import conv
+from zamba_lm.ops.step.triton.configs import Mamba2Config, ProductConfig
 
 pytest.importorskip("triton")
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -86,6 +87,37 @@ def test_rows_work_on_their_slots(make, rows, state_dtype):
     assert_within("op", pool_state[own], state)
     assert torch.equal(pool_window[own], window)
     assert pool_window[[1, 4, 7]].isnan().all() and pool_state[[1, 4, 7]].isnan().all()
+
+
+@pytest.mark.parametrize("name", ["mamba2, two kernels", "mamba1"])
+@pytest.mark.parametrize("early", [False, True])
+def test_a_program_of_the_convolution_has_several_rows(name, early, monkeypatch):
+    """Not all of them there, each on a slot of its own; and Mamba-1's products by torch, as many rows have them."""
+    monkeypatch.setattr(kernels, "MAMBA2_ALONE", 0)
+    monkeypatch.setattr(kernels, "MAMBA1_PRODUCTS", 0)
+    monkeypatch.setattr(conv, "CONV", (128, 4, 4))
+    kind, shape = CASES[name]
+    token = kind(6, **shape)
+    expected, last_window, last = token.definition()
+    slots = torch.tensor([3, 6, 0, 7, 1, 5], dtype=torch.int32)
+    window, state = (torch.full((8, *v.shape[1:]), torch.nan) for v in (token.window, token.state))
+    window[slots.long()], state[slots.long()] = token.window, token.state
+    assert_within("op", token.step(token.h, window, state, slots, early=early), expected)
+    assert_within("state", state[slots.long()], last)
+    assert torch.equal(window[slots.long()].double(), last_window)
+    assert window[[2, 4]].isnan().all() and state[[2, 4]].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [F32, F16])  # the interpreter's own products of bfloat16 are wrong
+def test_a_product_of_each_head_with_its_sum_in_parts(dtype):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 2, 75, generator=g).to(dtype).transpose(0, 1)
+    w = (torch.randn(2, 21, 75, generator=g) / 75**0.5).to(dtype)
+    arrivals = torch.zeros(4, dtype=torch.int32)
+    for tiles in (1, 2, 1):
+        y = kernels.product(x, w, ProductConfig(columns=16, tile=16, tiles=tiles, warps=4), arrivals)
+        assert_within("op", y, x.double() @ w.double().transpose(1, 2), dtype=dtype)
+        assert not arrivals.any()
 
 
 def test_layouts_that_kernels_do_not_take_are_named():

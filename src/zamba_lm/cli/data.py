@@ -1,4 +1,4 @@
-"""``zamba-lm data``: texts, chats and preference pairs to sets of token ids, and a look into such sets."""
+"""``zamba-lm data``: texts, chats and preference pairs to sets of token ids, a look into such sets, and answers to learn from."""
 
 import sys
 from pathlib import Path
@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 
 from zamba_lm.cli import terminal
+from zamba_lm.cli.rejects import rejects
 
 app = typer.Typer(
-    help="Turn texts, chats and preference pairs into sets of token ids for training, once, and look into such sets.",
+    help="Turn texts, chats and preference pairs into sets of token ids for training, once, and look into such sets; "
+    "have a model write the answers that it shall learn to avoid.",
     epilog="zamba-lm data COMMAND --help shows examples. docs/data.md explains the forms of records and the files of a set.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -140,6 +142,9 @@ def check(
         for index in range(min(show, len(shards))):
             source = shards.names[shards.source[index]]
             terminal.write([f"\n--- {index}, from {source}\n", look.shown(shards, own, index), "\n"])
+
+
+app.command()(rejects)
 
 
 def _tokenizer(name: str):

@@ -75,14 +75,18 @@ for _name, (_, _text) in RECIPES.items():
 def _run(name: str, pairs: list[str], *, resume: bool, dry_run: bool) -> None:
     terminal.first_rank_only()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells everyone who imports transformers what it lacks
-    from zamba_lm.train.recipes.start import prepare
+    from zamba_lm.train.recipes.start import described, prepare, started
 
-    config, notes = prepare(name, pairs, resume=resume, write=not dry_run)
-    for note in notes:
-        terminal.say(note)
     if dry_run:
-        from zamba_lm.train.recipes.start import described
-
+        config, notes = prepare(name, pairs, resume=resume, write=False)
+        _tell(notes)
         print(described(name, config))
         return
-    recipe(name).run(config, resume=resume)
+    with started(name, pairs, resume=resume) as (config, notes):
+        _tell(notes)
+        recipe(name).run(config, resume=resume)
+
+
+def _tell(notes: list[str]) -> None:
+    for note in notes:
+        terminal.say(note)

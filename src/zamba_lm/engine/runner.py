@@ -8,10 +8,10 @@ Prompts are read by graphs too, one for each of a few sizes, captured when a siz
 takes the host longer than reading 2048 tokens takes the GPU (docs/decisions/0009-graphs-for-prompts.md).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,12 +26,12 @@ from zamba_lm.engine.tray import Tray, tray_for
 from zamba_lm.model.batch import Batch
 from zamba_lm.model.pack import freeze_constants
 from zamba_lm.model.state import State
-from zamba_lm.model.zamba import Layer, Zamba
+from zamba_lm.model.zamba import Zamba
+from zamba_lm.ops.ahead import compiling
 from zamba_lm.ops.dispatch import table
-from zamba_lm.ops.gpu import compiling
 from zamba_lm.ops.packing import Packing
 
-FRAMED = ("conv", "ssd", "attention")  # ops whose kernels find lengths on the device
+FRAMED = ("conv", "ssd", "scan", "attention")  # ops whose kernels find lengths on the device
 BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 
 
@@ -270,6 +270,5 @@ class Runner:
 
 
 def reads_frames(model: Zamba) -> bool:
-    """Whether passes over prompts can be captured: every layer and kernel must find lengths on the device."""
-    kernels = {implementation for op, implementation, _ in table(model.device) if op in FRAMED} == {"triton"}
-    return kernels and all(layer.mixer.framed for layer in cast(Iterable[Layer], model.layers))
+    """Whether passes over prompts can be captured: every kernel must find lengths on the device."""
+    return {implementation for op, implementation, _ in table(model.device) if op in FRAMED} == {"triton"}

@@ -1,6 +1,6 @@
 """The classes by family, under the names that transformers has for them, so that config.json says the same of either."""
 
-from transformers import PretrainedConfig
+from transformers import GenerationMixin, PretrainedConfig
 from transformers import Zamba2Config as HfZamba2Config
 from transformers import ZambaConfig as HfZambaConfig
 
@@ -24,13 +24,13 @@ class Zamba2Model(BareZamba):
     config_class = HfZamba2Config
 
 
-class ZambaForCausalLM(CausalZamba):
+class ZambaForCausalLM(CausalZamba, GenerationMixin):  # named again: tools look for it among a class's own bases
     """Zamba that predicts tokens."""
 
     config_class = HfZambaConfig
 
 
-class Zamba2ForCausalLM(CausalZamba):
+class Zamba2ForCausalLM(CausalZamba, GenerationMixin):
     """Zamba2 that predicts tokens."""
 
     config_class = HfZamba2Config
@@ -65,7 +65,7 @@ def wrap(zamba: Zamba, **settings) -> CausalZamba:
 
     ZambaError for packed weights, which can neither be trained nor saved as they are, and for a shape transformers has not.
     """
-    if any(one.is_mkldnn or not one.is_floating_point() for one in zamba.parameters()):
+    if any(not one.is_floating_point() for one in zamba.parameters()):
         raise ZambaError("this model's weights are packed for inference (model/pack.py); wrap it before, or load it again")
     config = to_hf(zamba.config, dtype=zamba.dtype, **settings)
     return FAMILIES[zamba.config.family][1]["causal"](config, zamba=zamba)  # type: ignore[return-value]

@@ -15,6 +15,7 @@ from zamba_lm.model.config import ZambaConfig
 from zamba_lm.model.dtypes import as_dtype
 from zamba_lm.model.weights import load_weights, stored_dtype
 from zamba_lm.model.zamba import Zamba
+from zamba_lm.ops.gpu import wake
 
 
 def load_model(
@@ -32,7 +33,7 @@ def load_model(
     8192}``. Raises ZambaError for everything a user can mend: an unknown name, a config or weights that do not fit, a device
     that is not there or too small.
     """
-    target = as_device(device)
+    wake(target := as_device(device))
     folder = resolve(name_or_path, revision)
     config = override(read_config(folder), overrides or {})
     wanted = auto_dtype(folder, config) if dtype == "auto" else as_dtype(dtype)

@@ -1,5 +1,7 @@
 """The Mamba-1 mixer of Zamba: a few wide heads, each with its own B, C and time step."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -14,8 +16,6 @@ from zamba_lm.ops.step import mamba1_step
 
 class Mamba1(nn.Module):
     """x -> [x | z] -> conv over x -> per head [dt | B | C] -> selective scan -> y * SiLU(z) -> out."""
-
-    framed = False  # needs to know the lengths of a packing on the host
 
     def __init__(self, c: ZambaConfig, *, device=None, dtype=None):
         super().__init__()
@@ -47,17 +47,18 @@ class Mamba1(nn.Module):
             y_TI = mamba1_step(h_TE, memory.window, memory.ssm, constants, *maps, c.dt_limit, memory.slots, memory.early)
             return project(self.out_proj, y_TI, residual=residual_TD)
         conv_weight, conv_bias, dt_bias, A_HPN, D_HP = constants
-        window, state = (memory.window, memory.ssm.float()) if memory is not None else (None, None)
+        window, state = None, None
+        where: dict[str, Any] = {}
+        if memory is not None:
+            window, state, where = memory.window, memory.ssm, {"slots_S": memory.slots, "in_place": True}
         x_TI, z_TI = h_TE.chunk(2, dim=-1)
-        x_TI, _ = conv(x_TI, conv_weight, conv_bias, packing, window, in_place=memory is not None)
+        x_TI, _ = conv(x_TI, conv_weight, conv_bias, packing, window, **where)
         x_THP, z_THP = (v.unflatten(-1, (c.n_ssm_heads, -1)) for v in (x_TI, z_TI))
         dt_THP, B_THN, C_THN = self._dt_B_C(x_THP)
-        y_THP, state_after = scan(
-            x_THP, dt_THP, A_HPN, B_THN, C_THN, D_HP, packing, state, z_THP=z_THP, dt_bias_HP=dt_bias, dt_limit=c.dt_limit
-        )
+        raw: dict[str, Any] = {"z_THP": z_THP, "dt_bias_HP": dt_bias, "dt_limit": c.dt_limit}
+        y_THP, _ = scan(x_THP, dt_THP, A_HPN, B_THN, C_THN, D_HP, packing, state, **raw, **where)
         if memory is None:
             return project(self.out_proj, y_THP.flatten(-2), residual=residual_TD)
-        memory.ssm.copy_(state_after)
         return project_onto(self.out_proj, y_THP.flatten(-2), residual_TD)
 
     def _dt_B_C(self, x_THP):

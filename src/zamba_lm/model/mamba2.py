@@ -22,8 +22,6 @@ GATED_NORM_EPS = 1e-5  # fixed in the released code, whatever the config says of
 class Mamba2(nn.Module):
     """x -> [z | x | B | C | dt] -> conv over [x B C] -> SSD -> norm of y * SiLU(z) -> out."""
 
-    framed = True  # runs a packing whose lengths only the device knows, too (``ops.packing.Frame``)
-
     def __init__(self, c: ZambaConfig, *, device=None, dtype=None):
         super().__init__()
         factory = {"device": device, "dtype": dtype}

@@ -49,7 +49,7 @@ def merge_links(model: Zamba) -> Zamba:
     for layer in _hybrid(model):
         down = cast(SharedBlock, model.blocks[cast(int, layer.plan.block)]).down
         plain = type(down) is Linear and type(layer.link) is Linear and is_plain(down, layer.link)
-        if plain and down.row_scale is None and not down.weight.is_mkldnn:
+        if plain and down.row_scale is None and layer.link.row_scale is None:
             product = layer.link.weight.float() @ down.weight.float()
             layer.merged = layer.merged | {"link": product.to(down.weight.dtype)}
     return model
@@ -70,11 +70,13 @@ def _merged(layer: Layer, block: SharedBlock) -> dict[str, torch.Tensor]:
     adapters, found = cast(dict[str, Adapter], layer.adapters), {}
     if not is_plain(block.qkv, block.gate_up) or not all(adapter.is_plain for adapter in adapters.values()):
         return found
-    if block.gate_up.row_scale is None and not block.gate_up.weight.is_mkldnn:
-        if "gate_up" in adapters:
-            found["gate_up"] = _sum(block.gate_up.weight, _product(adapters["gate_up"]))
-        if "q" in adapters:
-            found["qkv"] = _sum(block.qkv.weight, torch.cat([_product(adapters[name]) for name in "qkv"]))
+    parts = [block.qkv, block.gate_up, *(part for adapter in adapters.values() for part in (adapter.A, adapter.B))]
+    if any(part.row_scale is not None for part in parts):
+        return found
+    if "gate_up" in adapters:
+        found["gate_up"] = _sum(block.gate_up.weight, _product(adapters["gate_up"]))
+    if "q" in adapters:
+        found["qkv"] = _sum(block.qkv.weight, torch.cat([_product(adapters[name]) for name in "qkv"]))
     return found
 
 

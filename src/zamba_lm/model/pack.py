@@ -1,6 +1,4 @@
-"""Pack a finished model's projections for the processor it runs on: the same numbers, read in half the time or less."""
-
-from concurrent.futures import ThreadPoolExecutor
+"""Pack a finished model's projections for the processor it runs on: the same numbers, read in half the time."""
 
 from zamba_lm.model.mamba1 import Mamba1
 from zamba_lm.model.mamba2 import Mamba2
@@ -10,19 +8,20 @@ from zamba_lm.ops.linear import can_pack, pack
 
 
 def pack_weights(model: Zamba) -> Zamba:
-    """Pack every projection in place, two at a time, and give the head a packed copy of the embedding; returns the model.
+    """Pack in place, on a CPU, the projections that fit eight bits (``ops.linear.pack``), and give the head such a copy of the
+    embedding; returns the model.
 
     Mixers also keep their constants (``freeze_constants``). Only for inference: packed weights take no gradient, and later
-    changes to the parameters would not be seen. Saving unpacks. Projections that gain nothing
-    (another device or dtype, see ``ops.linear.can_pack``) stay as they are.
+    changes to the parameters would not be seen. Saving unpacks. Projections that gain nothing stay as they are: large ones are
+    views of their file, and reading them once is all the loading there is.
     """
-    projections = [module for module in model.modules() if isinstance(module, Linear) and can_pack(module.weight)]
-    with ThreadPoolExecutor(2) as pool:  # most of the time goes into fresh memory pages, which two threads get faster than one
-        list(pool.map(Linear.pack, projections))
-    freeze_constants(model)
+    for module in model.modules():
+        if isinstance(module, Linear) and can_pack(module.weight):
+            module.pack()
     if can_pack(model.embedding.weight):
-        model.head = pack(model.embedding.weight)
-    return model
+        head, scale = pack(model.embedding.weight)
+        model.head = None if scale is None else (head, scale)
+    return freeze_constants(model)
 
 
 def freeze_constants(model: Zamba) -> Zamba:

@@ -27,9 +27,10 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.row_scale, norm=norm, residual_TO=residual)
 
     def pack(self) -> None:
-        """Pack the weight for this machine's processor, for inference only."""
-        packed, self.row_scale = pack(self.weight.detach())
-        self.weight = nn.Parameter(packed, requires_grad=False)
+        """Pack the weight where that gains anything, for inference only."""
+        packed, scale = pack(self.weight)
+        if scale is not None:
+            self.weight, self.row_scale = nn.Parameter(packed, requires_grad=False), scale
 
     def dense(self) -> torch.Tensor:
         """The weight as a plain tensor."""

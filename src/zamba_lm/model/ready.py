@@ -14,7 +14,7 @@ SPARE = 0.1  # of a GPU's free memory may go into products made beforehand: link
 def ready(model: Zamba, *, merge: bool = True) -> Zamba:
     """Prepare a model in place for inference on its device; returns it.
 
-    Its weights are packed for a processor that reads packed weights. On a GPU every call's link is multiplied with what stands
+    On a CPU, weights that fit eight bits are packed. On a GPU every call's link is multiplied with what stands
     before it, and its adapters are merged into copies of the weights they correct (see ``merge.py``), unless ``merge`` is false
     or that would take more than ``SPARE`` of the free memory.
     """

@@ -117,8 +117,8 @@ def save_weights(
 
 
 def _is_packed(parameter: nn.Parameter) -> bool:
-    """Is it packed for this processor (model/pack.py)?"""
-    return parameter.is_mkldnn or parameter.dtype == torch.int8
+    """Is it packed in eight bits (model/pack.py)?"""
+    return parameter.dtype == torch.int8
 
 
 def _data(model: nn.Module, name: str) -> Tensor:

@@ -135,7 +135,7 @@ class Zamba(nn.Module):
 
     def _layers(self, batch: Batch, state: StateLike | None, watch: Watch | None) -> torch.Tensor:
         packing, turns = batch.packing, self._angles(batch.packing, state)
-        x_TD = x0_TD = _narrowed(self.embedding(batch.ids_T) if batch.embedded_TD is None else batch.embedded_TD)
+        x_TD, x0_TD = self._embedded(batch)
         overwritten = state is not None and packing.total != len(packing)  # mixers then add to their residual in its place
         if overwritten:
             x_TD = x0_TD.clone()
@@ -147,6 +147,11 @@ class Zamba(nn.Module):
             else:
                 x_TD = self._layer(layer, x_TD, x0_TD, packing, turns, state)
         return x_TD
+
+    def _embedded(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """What enters the first layer, and what every call of a shared block reads of it: the same."""
+        x_TD = _narrowed(self.embedding(batch.ids_T) if batch.embedded_TD is None else batch.embedded_TD)
+        return x_TD, x_TD
 
     def _layer(self, layer: Layer, x_TD, x0_TD, packing, turns, state: StateLike | None) -> torch.Tensor:
         """One layer, with the call it makes."""

@@ -5,10 +5,11 @@ until a kernel runs.
 """
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
+from threading import Thread
+from time import time
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from zamba_lm.ops.dispatch import Implementation, choose_anew
 
 OLDEST = (7, 5)  # compute capability: Turing, the first that today's Triton supports
 DEPENDENT_LAUNCH = (9, 0)  # Hopper, the first with programmatic dependent launch
+SINCE = time()  # no kernel has been imported before
 _interpreting = False
 
 
@@ -52,6 +54,19 @@ def interpreted() -> Iterator[None]:
     finally:
         _interpreting = before
         choose_anew()
+
+
+def wake(device: torch.device) -> None:
+    """Let Triton get ready for a GPU in the background, where there is something else to do, such as reading weights: it is
+    imported, hashes itself for half a second, and has a C compiler make its driver where that is not in its cache."""
+    if device.type == "cuda":
+        Thread(target=_wake, daemon=True).start()
+
+
+def _wake() -> None:
+    with suppress(Exception):  # whoever runs a kernel will see
+        import_module("triton.runtime.cache").triton_key()
+        import_module("triton.runtime").driver.active.utils  # noqa: B018  a property that makes the driver
 
 
 def lazy(module: str, name: str) -> Callable:
@@ -108,8 +123,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *args, device: torch.device, pdl:
     if device.type != "cuda":
         kernel[grid](*args, **options)
         return
-    if _asked is not None:
-        _ask(_asked, kernel, grid, args, options)
+    if _taker is not None:
+        _taker(kernel, grid, args, options)
         return
     current = torch.cuda.current_device()
     if device.index in (None, current):
@@ -119,71 +134,28 @@ def launch(kernel: Any, grid: tuple[int, ...], *args, device: torch.device, pdl:
             _launch(kernel, grid, args, options, device.index)
 
 
-THREADS = 8  # that compile; more of them only queue for Python, which the front half of Triton's compiler holds
-_asked: set[tuple] | None = None  # while kernels are compiled and not launched: those that are
+_taker: Callable | None = None
 
 
 @contextmanager
-def compiling(device: torch.device) -> Iterator[None]:
-    """Inside, no kernel is launched; those that would have been are compiled side by side, and on the way out all are there.
-
-    What they would have computed is garbage, so run inside only what may be thrown away. One after the other, the kernels of a
-    first pass take some ten seconds. Triton's compiler leaves Python free for most of its time, as do the assembler and the C
-    compiler, which Triton calls to make a launcher for each kernel.
-    """
-    global _asked
-    mode, later = import_module("triton").AsyncCompileMode, _Later()
-    with torch.cuda.device(device), mode(later, ignore_errors=True):  # what fails here fails again where it is launched
-        before, _asked = _asked, set()
-        try:
-            yield
-        finally:
-            _asked = before
-            later.run(THREADS, device)
+def taking(taker: Callable) -> Iterator[None]:
+    """Inside, no kernel is launched on a GPU: ``taker`` is called with kernel, grid, arguments and options instead."""
+    global _taker
+    before, _taker = _taker, taker
+    try:
+        yield
+    finally:
+        _taker = before
 
 
-class _Later:
-    """An executor for Triton that begins when everything has been asked for, since who asks would have to share Python with those
-    who compile, and that loads what it has compiled, as the first launch would."""
-
-    def __init__(self):
-        self.work: list[tuple[Future, Callable]] = []
-
-    def submit(self, compile: Callable) -> Future:
-        self.work.append((Future(), compile))
-        return self.work[-1][0]
-
-    def run(self, threads: int, device: torch.device) -> None:
-        with ThreadPoolExecutor(threads, initializer=lambda: torch.cuda.set_device(device)) as pool:
-            for future, compile in self.work:
-                pool.submit(self._one, future, compile)
-
-    @staticmethod
-    def _one(future: Future, compile: Callable) -> None:
-        try:
-            kernel = compile()
-            kernel.run  # noqa: B018  a property that makes the launcher
-            future.set_result(kernel)
-        except BaseException as error:  # whoever launches it will see
-            future.set_exception(error)
-
-
-def _ask(asked: set[tuple], kernel: Any, grid: tuple[int, ...], args: tuple, options: dict) -> None:
-    """Have a kernel compiled, once of each kind: asking Triton takes as long as some hundred launches."""
-    key, _ = _kind(kernel, args, options, 0)
-    if key is None or key not in asked:
-        kernel.warmup(*args, grid=grid, **options)
-        asked.add(key if key is not None else (kernel,))
-
-
-REMEMBERED = ("3.6.",)  # versions of Triton whose compiled kernels are called as below
+KNOWN = ("3.6.",)  # versions of Triton whose compiled kernels are called as below, and compiled as in ahead.py
 _compiled: dict[tuple, tuple] = {}
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], args: tuple, options: dict, index: int) -> None:
     """Triton binds and specialises arguments at every call, for longer than most kernels run; a compiled kernel that is
     remembered by what Triton specialises on is launched in a fifth of that time. The first of a kind goes the ordinary way."""
-    key, passed = _kind(kernel, args, options, index)
+    key, passed = variant(kernel, args, options, index)
     if key is None:
         kernel[grid](*args, **options)
     elif (entry := _compiled.get(key)) is None:
@@ -204,7 +176,7 @@ def _hooks() -> Any:
     return import_module("triton").knobs.runtime
 
 
-def _kind(kernel: Any, args: tuple, options: dict, index: int) -> tuple[tuple | None, list]:
+def variant(kernel: Any, args: tuple, options: dict, index: int) -> tuple[tuple | None, list]:
     """What Triton compiles a launch for, or None for arguments that only Triton itself can judge; and the arguments with
     addresses for tensors. Some thousand times a training step, so it is written for speed."""
     key, passed = [kernel, index, *options, *options.values()], []
@@ -230,4 +202,10 @@ def _kind(kernel: Any, args: tuple, options: dict, index: int) -> tuple[tuple | 
 @cache
 def _remembers(kernel: Any, given: int, options: tuple[str, ...]) -> bool:
     """Whether this Triton is known, and every argument behind the ``given`` ones is an option."""
-    return import_module("triton").__version__.startswith(REMEMBERED) and set(kernel.arg_names[given:]) <= set(options)
+    return known_triton() and set(kernel.arg_names[given:]) <= set(options)
+
+
+@cache
+def known_triton() -> bool:
+    """Whether more may be asked of this Triton than it promises."""
+    return import_module("triton").__version__.startswith(KNOWN)

@@ -30,7 +30,7 @@ def tensor_parallel(model: Zamba, group: Any = None, *, ranks: Ranks | None = No
     Every rank has to call this with the same model. Per-call copies of ``merge_adapters`` are split too; packed weights are
     refused.
     """
-    if any(isinstance(part, Linear) and (part.row_scale is not None or part.weight.is_mkldnn) for part in model.modules()):
+    if any(isinstance(part, Linear) and part.row_scale is not None for part in model.modules()):
         raise ZambaError("the model's weights are packed for one processor: split it before pack_weights")
     new = ParallelZamba(model.config, ranks or Ranks.of(group), device=model.device, dtype=model.dtype)
     _fill(new, dict(model.named_parameters()).__getitem__)

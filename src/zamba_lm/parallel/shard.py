@@ -93,15 +93,15 @@ def _problems(c: ZambaConfig, size: int):
 
 def cut(name: str, whole: Tensor, shard: Shard) -> Tensor:
     """My share of a parameter of the whole model; the parameter itself where every rank has it all."""
-    place = _place(name, shard)
-    if place is None or shard.size == 1:
+    found = place(name, shard)
+    if found is None or shard.size == 1:
         return whole
-    dim, ranges = place
+    dim, ranges = found
     parts = [whole.narrow(dim, start, stop - start) for start, stop in ranges]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
-def _place(name: str, s: Shard) -> Cut | None:
+def place(name: str, s: Shard) -> Cut | None:
     """Where my share lies; None for what every rank has whole (embedding, norms of what enters a layer, links, adapters' A)."""
     *_, owner, last = ["", *name.removesuffix(".weight").split(".")]
     if owner == "mixer":

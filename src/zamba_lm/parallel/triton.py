@@ -56,6 +56,17 @@ def total_kernel(
 
 
 @triton.jit
+def mean_square(y, z, I, GATED: tl.constexpr, BLOCK: tl.constexpr):  # noqa: E741
+    """Of a row of I numbers at y, or of y silu(z)."""
+    at = tl.arange(0, BLOCK)
+    value = tl.load(y + at, mask=at < I, other=0.0).to(tl.float32)
+    if GATED:
+        gate = tl.load(z + at, mask=at < I, other=0.0).to(tl.float32)
+        value *= gate * tl.sigmoid(gate)
+    return tl.sum(value * value, 0) / I
+
+
+@triton.jit
 def with_square_kernel(
     out,
     squares,
@@ -79,14 +90,10 @@ def with_square_kernel(
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
-    at = tl.arange(0, BLOCK_I)
     if PDL:
         tl.extra.cuda.gdc_wait()
-    value = tl.load(y + row * y_stride + at, mask=at < I, other=0.0).to(tl.float32)
-    if GATED:
-        gate = tl.load(z + row * z_stride + at, mask=at < I, other=0.0).to(tl.float32)
-        value *= gate * tl.sigmoid(gate)
-    tl.store(squares + row * SQUARE_W + square_at, tl.sum(value * value, 0) / I)
+    square = mean_square(y + row * y_stride, z + row * z_stride if GATED else z, I, GATED, BLOCK_I)
+    tl.store(squares + row * SQUARE_W + square_at, square)
     for start in range(0, D, BLOCK):
         d = start + tl.arange(0, BLOCK)
         piece = tl.load(part + row * part_stride + d, mask=d < D, other=0.0)

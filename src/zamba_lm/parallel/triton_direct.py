@@ -6,6 +6,7 @@ import triton.language as tl
 
 from zamba_lm.ops.gpu import launch
 from zamba_lm.parallel.direct import BLOCK, SLOT
+from zamba_lm.parallel.triton import mean_square
 
 MOST_POLLS = 1 << 28  # minutes: then a rank is gone for good, and the kernel stops with an error rather than hang
 
@@ -71,12 +72,7 @@ def direct_kernel(
     word = stamp | (mine.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF)
     square = 0.0
     if SQUARE:
-        at = tl.arange(0, BLOCK_I)
-        value = tl.load(y + row * y_stride + at, mask=at < I, other=0.0).to(tl.float32)
-        if GATED:
-            gate = tl.load(z + row * z_stride + at, mask=at < I, other=0.0).to(tl.float32)
-            value *= gate * tl.sigmoid(gate)
-        square = tl.sum(value * value, 0) / I
+        square = mean_square(y + row * y_stride, z + row * z_stride if GATED else z, I, GATED, BLOCK_I)
     for step in tl.static_range(1, RANKS):
         there = tl.load(addresses + (RANK + step) % RANKS).to(tl.pointer_type(tl.int64))
         slot = there + ((turn * RANKS + RANK) * n_programs + program) * SLOT

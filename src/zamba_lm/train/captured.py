@@ -56,7 +56,7 @@ class Captured:
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
                 self._pass()
-            self.model.zero_grad(set_to_none=True)
+                self.model.zero_grad(set_to_none=True)
             with torch.cuda.graph(self.graph, stream=stream):
                 loss = self._pass()
         torch.cuda.current_stream(self.model.device).wait_stream(stream)

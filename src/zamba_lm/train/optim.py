@@ -17,6 +17,7 @@ from torch.optim.adamw import adamw
 
 from zamba_lm.errors import ZambaError
 from zamba_lm.train.scale.pieces import by_matrix, local, norm
+from zamba_lm.train.scale.shares import share_of
 
 KINDS = ("adamw", "muon")
 NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5  # coefficients of x, x^3, x^5
@@ -62,24 +63,29 @@ def build(
 
 def split(model: nn.Module) -> tuple[list[nn.Parameter], ...]:
     """Trainable parameters: matrices of projections, stacks of them (Mamba-1 has two), the embedding, and everything else."""
-    matrices, stacks, embedding, rest = [], [], [], []
+    found: dict[str, list[nn.Parameter]] = {"matrix": [], "stack": [], "embedding": [], "vector": []}
     for name, p in model.named_parameters():
         if p.requires_grad:
-            last = name.rpartition(".")[2]
-            if "embedding" in name:
-                embedding.append(p)
-            elif last in ("x_proj", "dt_proj"):
-                stacks.append(p)
-            else:
-                (matrices if p.dim() == 2 and last not in VECTORS else rest).append(p)
-    return matrices, stacks, embedding, rest
+            found[kind_of(name, p)].append(p)
+    return tuple(found.values())
+
+
+def kind_of(name: str, p: torch.Tensor) -> str:
+    """ "matrix", "stack", "embedding" or "vector"; convolutions and what each head has of its own are vectors."""
+    last = name.rpartition(".")[2]
+    if "embedding" in name:
+        return "embedding"
+    if last in ("x_proj", "dt_proj"):
+        return "stack"
+    return "matrix" if p.dim() == 2 and last not in VECTORS else "vector"
 
 
 def clip(optimizer: torch.optim.Optimizer, largest: float) -> torch.Tensor:
     """The gradients' norm, float32 on the device. The next ``step`` of an ``Optimizer`` divides gradients by as much as they are
     too long, on its way; other optimizers get them shortened here."""
-    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    length = norm(grads)
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    grads = [p.grad for p in parameters]
+    length = norm(grads, [share_of(p) for p in parameters])
     too_long = (length / largest).clamp(min=1.0)
     if isinstance(optimizer, Optimizer):
         optimizer.grad_scale = too_long

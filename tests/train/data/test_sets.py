@@ -130,6 +130,19 @@ def test_nothing_but_empty_files_is_an_error(jsonl, run):
         run(jsonl("none.jsonl", []))
 
 
+def test_where_nothing_came_of_it_other_options_may_be_tried(jsonl, run):
+    path = jsonl("a.jsonl", [{"content": "Words."}])
+    with pytest.raises(ZambaError, match="none of 1 sources"):
+        run(path, bad_lines="skip")
+    assert entry_of(run(path, text_field="content"), "a")["records"] == 1
+
+
+def test_only_options_that_differ_are_told(jsonl, run):
+    run(jsonl("a.jsonl", TEXTS))
+    with pytest.raises(ZambaError, match="was made with options share=0.0, not share=0.5: choose another folder"):
+        run(jsonl("b.jsonl", TEXTS), share=0.5)
+
+
 def test_one_set_is_of_one_kind(jsonl, run):
     with pytest.raises(ZambaError, match="line 2: a record of kind chat in a set of kind text"):
         run(jsonl("mixed.jsonl", [TEXTS[0], chat(1)]))

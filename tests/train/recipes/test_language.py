@@ -91,6 +91,7 @@ def test_weights_of_another_shape_are_refused_with_both(place, pretrained):
         (("data.weights.nwe=1",), r"data.weights names 'nwe' \(did you mean new\?\)"),
         (("data.sources.old=nowhere",), "nowhere"),
         (("shape.vocab_size=100",), "the model knows 100 tokens"),
+        (("run.final_dtype=bf17",), "unknown dtype 'bf17'"),
         (("batch.micro=3",), "batch.micro is 3, but a device's 2 rows of a step do not divide by it"),
     ],
 )
@@ -99,3 +100,17 @@ def test_bad_data_is_refused_before_the_first_step(place, more, message):
     with pytest.raises(ZambaError, match=message):
         pretrain.run(config)
     assert not (place / "bad" / "log.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ("gpu", "run.device is 'gpu', expected auto, cuda or cpu"),
+        ("cuda", "asks for a GPU, and torch .* finds none; use cpu or auto"),
+    ],
+)
+def test_a_gpu_that_is_not_there_is_no_reason_to_take_the_cpu(place, monkeypatch, device, said):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config, _ = prepare("pretrain", settings(place, "none", f"run.device={device}"), resume=False, write=False)
+    with pytest.raises(ZambaError, match=said):
+        pretrain.run(config)

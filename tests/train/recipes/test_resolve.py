@@ -55,6 +55,8 @@ def test_a_preset_comes_first_wherever_it_stands():
         ("optim.lr.x=1", r"unknown key 'optim.lr.x' \(did you mean optim.lr\?\)"),
         ("zzzzzz=1", r"unknown key 'zzzzzz'; keys are out, preset, run.seed"),
         ("preset=peble", r"unknown preset 'peble' \(did you mean pebble\?\)"),
+        ("batch.rows=0", "--set batch.rows=0: expected at least 1"),
+        ("optim.lr=nan", "--set optim.lr=nan: expected at least 0"),
         ("batch.rows=2.5", r"--set batch.rows=2.5: expected a whole number"),
         ("batch.rows=inf", r"--set batch.rows=inf: expected a whole number"),
         ("optim.lr=fast", r"--set optim.lr=fast: expected a number"),

@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 
-def played(module: str, scene: str, *place: str) -> dict:
-    """What ``python -m tests.train.scale.MODULE SCENE`` tells, and what it said on the way as "said"."""
-    command = [sys.executable, "-m", f"tests.train.scale.{module}", scene, *place]
+def played(module: str, *words: str) -> dict:
+    """What ``python -m tests.train.scale.MODULE WORDS`` tells, and what it said on the way as "said"."""
+    command = [sys.executable, "-m", f"tests.train.scale.{module}", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1]) | {"said": done.stderr}

@@ -1,16 +1,14 @@
-"""Two or four processes that share a model of a few thousand parameters; what came out, as JSON.
+"""Two to four processes that share a model of a few thousand parameters; what came out, as JSON.
 
-python -m tests.train.scale.steps SCENE
+python -m tests.train.scale.steps
 """
 
 import copy
 import json
 import os
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,12 +20,15 @@ from tests.model.tiny import CONFIGS, random_model
 from zamba_lm.hf import wrap
 from zamba_lm.train.optim import orthogonal
 from zamba_lm.train.recipes.base import Scale
-from zamba_lm.train.scale.mesh import mesh_of
+from zamba_lm.train.scale.mesh import places_of
 from zamba_lm.train.scale.pieces import by_matrix, norm, whole
+from zamba_lm.train.scale.shares import share_of
 from zamba_lm.train.scale.units import Spread
 
 torch.set_num_threads(1)
 CPU, SPREAD = torch.device("cpu"), Scale(shard="fsdp")
+EVERYTHING = "zamba2, everything"
+GATHER = fsdp.FSDPParamGroup.unshard
 
 
 def together(work: Callable[[], dict], processes: int) -> list[dict]:
@@ -56,24 +57,34 @@ def gradients(family: str, recompute: tuple[str, ...] = (), *, bf16: bool = Fals
     model = wrap(random_model(CONFIGS[family]).requires_grad_(True))
     plain = copy.deepcopy(model)
     model.zamba.recompute(*recompute)
-    spread, gathered = Spread(model, mesh_of(scale, CPU), bf16=bf16, keep=scale.keep), counted()
+    spread, gathered = Spread(model, places_of(scale, CPU), bf16=bf16, keep=scale.keep), counted()
     for step in range(2):
         gathered.clear()
         model.zero_grad()
         plain.zero_grad()
         for micro in range(2):
-            rows = [row(4 * step + 2 * micro + rank) for rank in range(dist.get_world_size())]
+            rows = [row(4 * step + 2 * micro + reader) for reader in range(dist.get_world_size() // scale.tensor)]
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                model(**rows[dist.get_rank()]).loss.backward()
+                model(**rows[dist.get_rank() // scale.tensor]).loss.backward()
                 (sum(plain(**one).loss for one in rows) / len(rows)).backward()
         spread.end_step()
-    errors = {name: error(p.grad, q.grad) for (name, p), q in zip(model.named_parameters(), plain.parameters())}
+    right = dict(plain.named_parameters())
+    errors = {name: error(gathered_grad(model, name, p), right[name].grad) for name, p in model.named_parameters()}
     return {
         "error": max(errors.values()), "gathered": dict(gathered),
         "dtypes": sorted({str(p.grad.dtype) for p in model.parameters()}),
         "spread": sorted(name for name, p in model.named_parameters() if isinstance(p.grad, DTensor)),
-        "norm": error(norm([p.grad for p in model.parameters()]), norm([p.grad for p in plain.parameters()])),
+        "norm": error(norm_of(model), norm_of(plain)),
     }  # fmt: skip
+
+
+def gathered_grad(model, name: str, p: torch.nn.Parameter) -> torch.Tensor:
+    share, mine = share_of(p), whole(p.grad)
+    return mine if share is None else share.gathered(name.removeprefix("zamba."), mine, model.zamba.config)
+
+
+def norm_of(model) -> torch.Tensor:
+    return norm([p.grad for p in model.parameters()], [share_of(p) for p in model.parameters()])
 
 
 def row(number: int) -> dict:
@@ -82,57 +93,53 @@ def row(number: int) -> dict:
 
 
 def error(mine: torch.Tensor, right: torch.Tensor) -> float:
-    return float((whole(mine) - right).abs().max() / right.abs().max().clamp(min=1e-12))
+    return float((mine - right).abs().max() / right.abs().max().clamp(min=1e-12))
 
 
 def counted() -> Counter:
     """From now on, how often each unit is gathered, by its name."""
-    found, gather = Counter(), fsdp.FSDPParamGroup.unshard
+    found = Counter()
 
     def unshard(self, *args, **kwargs):
         found[self._module_fqn or ""] += self._all_gather_result is None and not self.is_unsharded
-        return gather(self, *args, **kwargs)
+        return GATHER(self, *args, **kwargs)
 
     fsdp.FSDPParamGroup.unshard = unshard
     return found
 
 
-def families() -> dict:
-    """All kinds of models, and recomputation of each kind."""
-    cases = [(family, ()) for family in CONFIGS] + [("zamba2, everything", (part,)) for part in ("layers", "blocks", "mixers")]
-    return {" ".join((family, *parts)): together(partial(gradients, family, parts), 2)[0] for family, parts in cases}
+def two() -> dict:
+    """In pieces: all kinds of models, recomputation of each kind, bfloat16, blocks that are let go or layers that are not."""
+    cases = [(family, ()) for family in CONFIGS] + [(EVERYTHING, (part,)) for part in ("layers", "blocks", "mixers")]
+    found = {" ".join((family, *parts)): gradients(family, parts) for family, parts in cases}
+    kinds = {keep: gradients(EVERYTHING, scale=Scale(shard="fsdp", keep=keep)) for keep in ("none", "all")}
+    return {"families": found, "kinds": kinds | {"bf16": gradients(EVERYTHING, bf16=True)}}
 
 
-def kinds() -> dict:
-    """bfloat16, blocks that are let go, two copies of two pieces each."""
-    family = "zamba2, everything"
-    free, copies = Scale(shard="fsdp", keep="none"), Scale(shard="fsdp", replicas=2)
-    return {
-        "bf16": together(lambda: gradients(family, bf16=True), 2)[0],
-        "free": together(lambda: gradients(family, scale=free), 2)[0],
-        "all": together(lambda: gradients(family, scale=Scale(shard="fsdp", keep="all")), 2)[0],
-        "copies": together(lambda: gradients(family, scale=copies), 4)[0],
-    }
+def four() -> dict:
+    """Two copies of two pieces; layers split over two, all kinds of models, beside two copies or two pieces; over four, of which
+    two norm together."""
+    split, copies = Scale(tensor=2), gradients(EVERYTHING, scale=Scale(shard="fsdp", replicas=2))
+    families = [family for family in CONFIGS if family != "zamba, odd shapes"]  # with one head
+    found = {family: gradients(family, scale=split) for family in families}
+    found["again"] = gradients(EVERYTHING, ("layers",), scale=split)
+    found["bf16"] = gradients(EVERYTHING, bf16=True, scale=split)
+    found["four"] = gradients(EVERYTHING, scale=Scale(tensor=4))
+    found["pieces"] = gradients("zamba2, plain", scale=Scale(tensor=2, shard="fsdp"))
+    return {"copies": copies, "split": found}
 
 
-def matrices() -> dict:
-    """Three matrices of rows that do not divide, by three processes: made orthogonal by whom they fall to, and their norm."""
-
-    def work() -> dict:
-        stacked = torch.randn(4, 7, 5, generator=torch.Generator().manual_seed(0))
-        mesh = mesh_of(SPREAD, CPU)
-        spread = [distribute_tensor(one, mesh, [Shard(0)]) for one in stacked]
-        done = by_matrix(torch.stack([one.to_local() for one in spread]).bfloat16(), spread[0], orthogonal)
-        first = 3 * dist.get_rank()
-        right = orthogonal(stacked)[:, first : first + 3]
-        return {
-            "rows": done.shape[1],
-            "equal": torch.equal(done, right),
-            "norm": error(norm([*spread, stacked]), norm([stacked] * 2)),
-        }
-
-    return {"ranks": together(work, 3)}
+def three() -> dict:
+    """Matrices of rows that do not divide, made orthogonal by whom they fall to, and their norm."""
+    stacked = torch.randn(4, 7, 5, generator=torch.Generator().manual_seed(0))
+    mesh = places_of(SPREAD, CPU).pieces
+    spread = [distribute_tensor(one, mesh, [Shard(0)]) for one in stacked]
+    done = by_matrix(torch.stack([one.to_local() for one in spread]).bfloat16(), spread[0], orthogonal)
+    first = 3 * dist.get_rank()
+    right = orthogonal(stacked)[:, first : first + 3]
+    same = norm([*spread, stacked]), norm([stacked] * 2)
+    return {"rows": done.shape[1], "equal": torch.equal(done, right), "norm": error(*same)}
 
 
 if __name__ == "__main__":
-    print(json.dumps({"families": families, "kinds": kinds, "matrices": matrices}[sys.argv[1]]()))
+    print(json.dumps(together(two, 2)[0] | together(four, 4)[0] | {"ranks": together(three, 3)}))

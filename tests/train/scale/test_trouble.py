@@ -15,7 +15,7 @@ from zamba_lm.train.recipes.base import Scale
 from zamba_lm.train.recipes.lora_sft import Config as LoraSft
 from zamba_lm.train.recipes.pretrain import Config as Pretrain
 from zamba_lm.train.scale import stored
-from zamba_lm.train.scale.mesh import check, pieces_of, refuse
+from zamba_lm.train.scale.mesh import check, pieces_of, readers, refuse
 
 
 def test_a_signal_and_a_full_disk_lose_nothing(tmp_path):
@@ -31,7 +31,8 @@ def test_a_signal_and_a_full_disk_lose_nothing(tmp_path):
     ("pair", "message"),
     [
         ("scale.shard=fdsp", "scale.shard is 'fdsp', expected one of none, fsdp"),
-        ("scale.shard=tensor", "tensor parallel is there for inference alone"),
+        ("scale.shard=tensor", "for tensor parallel set scale.tensor to a number of devices"),
+        ("scale.tensor=0", "scale.tensor is 0, expected at least 1"),
         ("scale.keep=layers", "scale.keep is 'layers', expected one of none, blocks, all"),
         ("scale.replicas=0", "scale.replicas is 0, expected at least 1"),
     ],
@@ -48,10 +49,26 @@ def test_copies_must_divide_the_processes():
             pieces_of(Scale(shard="fsdp", replicas=replicas), 8)
 
 
-def test_recipes_with_adapters_refuse_pieces():
+def test_shares_must_divide_the_processes():
+    assert pieces_of(Scale(shard="fsdp", tensor=2), 8) == 4 and pieces_of(Scale(shard="fsdp", tensor=8), 8) == 1
+    with pytest.raises(ZambaError, match="scale.tensor is 3, which does not divide the number of processes, 8: start a multiple"):
+        readers(Scale(tensor=3), 8)
+
+
+def test_adapters_refuse_split_layers_and_four_bits_refuse_pieces():
+    config = resolve.resolve(LoraSft(), {}, ["scale.tensor=2"])
+    with pytest.raises(ZambaError, match=r"scale.tensor=2 is there for .*; lora-sft spreads its model with scale.shard=fsdp"):
+        refuse(config, nf4=False, layers=False)
     config = resolve.resolve(LoraSft(), {}, ["scale.shard=fsdp"])
-    with pytest.raises(ZambaError, match=r"scale.shard=fsdp is there for .*; lora-sft has the whole model on each device"):
-        refuse(config)
+    refuse(config, nf4=False, layers=False)
+    with pytest.raises(ZambaError, match="four-bit weights lie whole on each device, and scale.shard is fsdp"):
+        refuse(config, nf4=True, layers=False)
+
+
+def test_muon_refuses_matrices_that_are_cut():
+    config = resolve.resolve(Pretrain(), {}, ["scale.tensor=2", "optim.name=muon"])
+    with pytest.raises(ZambaError, match="muon needs whole matrices, and scale.tensor cuts them"):
+        refuse(config, nf4=False, layers=True)
 
 
 @pytest.fixture

@@ -56,6 +56,24 @@ def test_a_checkpoint_is_a_model(tmp_path):
     assert all(torch.equal(p, dict(loaded.named_parameters())[name]) for name, p in weights(made).items())
 
 
+def test_a_damaged_checkpoint_is_named_and_an_earlier_one_is_gone_on_from(tmp_path):
+    """Cut short or missing, as by a copy that broke off."""
+    trainer(tmp_path / "a").fit()
+    newest = checkpoints.newest(tmp_path / "a")
+    for name in ("scheduler.pt", "optimizer.pt", "sturdy.json"):
+        whole = (newest / name).read_bytes()
+        (newest / name).write_bytes(whole[:-40])
+        with pytest.raises(ZambaError, match=f"{newest.name} is damaged, {name} is missing or cut short: move the folder away"):
+            trainer(tmp_path / "a", steps=10).fit(resume=True)
+        (newest / name).write_bytes(whole)
+    (newest / "scheduler.pt").unlink()
+    with pytest.raises(ZambaError, match="scheduler.pt is missing"):
+        trainer(tmp_path / "a", steps=10).fit(resume=True)
+    newest.rename(tmp_path / "away")
+    trainer(tmp_path / "a").fit(resume=True)
+    assert checkpoints.newest(tmp_path / "a").name == newest.name
+
+
 def test_a_used_folder_is_refused_without_resume(tmp_path):
     trainer(tmp_path / "a").fit()
     with pytest.raises(ZambaError, match=r"holds checkpoint-8 already; go on from it with --resume"):

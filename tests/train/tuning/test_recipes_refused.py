@@ -7,11 +7,12 @@ import pytest
 
 from tests.train.tuning.recipe_runs import TUNING
 from zamba_lm.errors import ZambaError
+from zamba_lm.model.load import read_config
 from zamba_lm.text.tokenizer import Tokenizer
 from zamba_lm.train.data import tokenise
 from zamba_lm.train.recipes import recipe
 from zamba_lm.train.recipes.start import described, prepare
-from zamba_lm.train.tuning.job import steps_of
+from zamba_lm.train.tuning.job import pairs_of, steps_of
 
 
 @pytest.mark.parametrize("name", TUNING)
@@ -69,6 +70,13 @@ def test_chats_without_an_answer_and_malformed_pairs_are_named(tmp_path, base):
         file.write_text(json.dumps(bad[name]) + "\n")
         with pytest.raises(ZambaError, match=rf"{name}.jsonl.*1.*{said}"):
             tokenise([file], tmp_path / name, tokenizer=base)
+
+
+def test_pairs_that_are_too_long_are_told(run, base):
+    config = run.settings("dpo", "batch.length=18", write=False)
+    with pytest.warns(UserWarning, match=r"of \d+ train pairs are longer than 18 tokens \(batch.length\) and left out"):
+        left = pairs_of(config, Tokenizer.load(base), read_config(base), "train")
+    assert len(left) > 0
 
 
 def test_epochs_count_rows(run):

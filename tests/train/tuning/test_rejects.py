@@ -1,7 +1,7 @@
 """On-policy rejects: which answers become pairs, and that a run that was cut off writes the same file."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -21,6 +21,8 @@ class Answer:
 
 class Parrot:
     """An LLM whose answer says what it was asked and with which seed; ``broken`` at its nth call."""
+
+    folder = "parrot"
 
     def __init__(self, answer="{prompt} {seed}", reason="stop", broken=None):
         self.answer, self.reason, self.broken, self.calls = answer, reason, broken, 0
@@ -100,7 +102,38 @@ def test_a_file_that_lost_its_end_is_refused(tmp_path):
         write_rejects(Parrot(), records(), out, PARAMS)
 
 
+def test_what_was_begun_otherwise_is_not_gone_on_with(tmp_path):
+    write_rejects(Parrot(), records(), tmp_path / "r", PARAMS)
+    with pytest.raises(ZambaError, match="was begun with temperature 1.0, not 0.5; go on with that, or choose another file"):
+        write_rejects(Parrot(), records(), tmp_path / "r", replace(PARAMS, temperature=0.5))
+    other = Parrot()
+    other.folder = "another"
+    with pytest.raises(ZambaError, match="was begun with model parrot, not another"):
+        write_rejects(other, records(), tmp_path / "r", PARAMS)
+
+
+def test_progress_is_told(tmp_path):
+    told = []
+    write_rejects(
+        Parrot(), records(), tmp_path / "r", PARAMS, batch=3, on_batch=lambda done, counts: told.append((done, dict(counts)))
+    )
+    assert told == [(0, {}), (3, {"pairs": 3}), (6, {"pairs": 6}), (7, {"pairs": 7})]
+
+
+@pytest.mark.parametrize("record", [
+    {"prompt": "q", "chosen": "yes"},
+    {"prompt": [user("q")], "chosen": [{"role": "assistant", "content": "yes"}]},
+    {"prompt": [user("q")], "chosen": [user("q"), {"role": "assistant", "content": "yes"}], "rejected": "no"},
+    {"messages": [user("q"), {"role": "assistant", "content": "yes"}]},
+    {"instruction": "q", "response": "yes"},
+])  # fmt: skip
+def test_forms_of_records(record):
+    assert as_pair(record) == {"prompt": [user("q")], "chosen": "yes", "source": None}
+
+
 @pytest.mark.parametrize(("record", "said"), [
+    ({"prompt": "q", "chosen": [user("x")]}, 'needs "prompt" and a "chosen" text'),
+    ({"chosen": "x"}, 'needs "prompt" and a "chosen" text'),
     ({"messages": [user("q")]}, "does not end with an answer of the assistant"),
     ({"messages": []}, "messages"),
     ({"prompt": "q"}, 'needs "prompt" and a "chosen" text'),

@@ -170,7 +170,7 @@ def test_labels_default_to_all_tokens():
 
 def test_trl_learns_what_the_assistant_says_and_that_it_ends(tmp_path):
     """From messages, with TRL's own preparation and the template of our chat models."""
-    tokenizer = for_trl(Tokenizer.mistral(instruct=True), tmp_path)
+    tokenizer = for_trl(Tokenizer.mistral(instruct=True), tmp_path, sft_arguments(tmp_path))
     template = tokenizer.chat_template
     turns = [{"role": role, "content": text} for role, text in (("system", "s"), ("user", "say 7"), ("assistant", "It is 7."))]
     chats = Dataset.from_list([{"messages": [*turns, *turns[1:]]}, {"messages": turns}])

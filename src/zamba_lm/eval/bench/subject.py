@@ -14,6 +14,7 @@ from zamba_lm.model.dtypes import as_dtype, dtype_name
 from zamba_lm.model.load import load_model, read_config
 from zamba_lm.model.presets import preset as published
 from zamba_lm.model.zamba import Zamba
+from zamba_lm.ops.gpu import wake
 
 SLACK = 1.1  # activations and what the allocator rounds up
 
@@ -42,6 +43,7 @@ class Subject:
         """The model on its device. Random weights are drawn there, by the published initialisation."""
         if self.model:
             return shortened(load_model(self.model, device=self.device, dtype=self.dtype), self.layers)
+        wake(self.device)
         model = Zamba(self.config(), device=self.device, dtype=as_dtype(self.dtype))
         return model.init_weights(self.seed).requires_grad_(False).eval()
 

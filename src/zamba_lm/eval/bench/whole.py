@@ -141,9 +141,9 @@ def _train(b: Bench, model: nn.Module, loss: Callable[[], torch.Tensor]) -> Time
 
 
 def _recomputing(model: nn.Module) -> list[nn.Module]:
-    """Let every layer (ours: every shared block too) keep its inputs only and run again on the way back: both sides alike, from
-    outside."""
-    parts = [*model.layers, *model.blocks] if isinstance(model, Zamba) else [*model.model.layers]
+    """Let every layer (ours: every mixer and every call of a shared block) keep its inputs only and run again on the way back,
+    once, from outside."""
+    parts = [*(layer.mixer for layer in model.layers), *model.blocks] if isinstance(model, Zamba) else [*model.model.layers]
     for part in parts:
         part.forward = partial(checkpoint, part.forward, use_reentrant=False)
     return parts

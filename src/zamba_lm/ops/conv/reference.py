@@ -20,10 +20,11 @@ def _rows(weight_CK, bias_C, x_BTC, window_BKC):
     if window_BKC is None:
         window_BKC = x_BTC.new_zeros(B, past, C)
     longer_BTC = torch.cat([window_BKC.to(x_BTC.dtype), x_BTC], dim=1)
+    taps_KC = weight_CK.T.contiguous()  # as channels lie in x, or every product would gather its weights
     if T == 1:
-        y_BTC = (longer_BTC * weight_CK.T).sum(1, keepdim=True) + bias_C
+        y_BTC = (longer_BTC * taps_KC).sum(1, keepdim=True) + bias_C
     else:
-        y_BTC = bias_C
+        wide_BTC, y_BTC = longer_BTC.float(), bias_C
         for k in range(past + 1):  # tap k looks back past - k tokens
-            y_BTC = torch.addcmul(y_BTC, longer_BTC[:, k : k + T].float(), weight_CK[:, k])
+            y_BTC = torch.addcmul(y_BTC, wide_BTC[:, k : k + T], taps_KC[k])
     return F.silu(y_BTC).to(x_BTC.dtype), longer_BTC[:, T:]

@@ -4,7 +4,7 @@ import torch
 
 from zamba_lm.ops.dispatch import Implementation, Op
 from zamba_lm.ops.gpu import kernels
-from zamba_lm.ops.linear.cpu import linear_cpu, no_packing, pack
+from zamba_lm.ops.linear.cpu import linear_cpu, no_cpu, pack
 from zamba_lm.ops.linear.normed import Normed, prepared
 from zamba_lm.ops.linear.reference import gate_reference, gated_linear_reference, linear_reference, row_scales, unpack
 from zamba_lm.ops.linear.weights import one_pass
@@ -12,7 +12,7 @@ from zamba_lm.ops.linear.weights import one_pass
 LINEAR = Op(
     "linear",
     (
-        Implementation("onednn", linear_cpu, no_packing),
+        Implementation("cpu", linear_cpu, no_cpu),
         kernels("linear", "linear_triton"),
         Implementation("reference", linear_reference),
     ),
@@ -56,9 +56,8 @@ def linear(x_TI, weight_OI, row_scale_O=None, *, norm: Normed | None = None, res
     RMS-normalised first. residual_TO: added to the product. All three are what a kernel does on its way; they change no number
     beyond rounding. overwrite: for inference, the result may take the residual's place.
 
-    ``weight_OI`` is a plain tensor, or with ``row_scale_O`` what ``pack`` made of one: the same numbers, in the order in which
-    oneDNN reads them or, where they are whole multiples of a power of two a row, in eight bits each. A single row gets through
-    packed weights in about half the time (a quarter in eight bits), since that time is spent reading them.
+    ``weight_OI`` is a plain tensor, or with ``row_scale_O`` what ``pack`` made of one: the same numbers, whole multiples of a
+    power of two a row, in eight bits each, which a single row gets through in half the time.
     """
     if norm is None and residual_TO is None and type(x_TI) is not tuple:  # the plain case costs a CPU microseconds: no checks
         return LINEAR(x_TI.device)(x_TI, weight_OI, row_scale_O)
@@ -102,5 +101,5 @@ def _check(x_TI, weight_OI, norm):
 
 
 def can_pack(weight_OI: torch.Tensor) -> bool:
-    """Whether ``pack`` takes this weight: a plain bfloat16 one, on a CPU whose oneDNN multiplies it natively."""
-    return weight_OI.dtype == torch.bfloat16 and no_packing(weight_OI.device) is None and not weight_OI.is_mkldnn
+    """Whether ``pack`` takes this weight: a plain bfloat16 one on a CPU."""
+    return weight_OI.dtype == torch.bfloat16 and no_cpu(weight_OI.device) is None

@@ -1,4 +1,4 @@
-"""Products with a weight packed once instead of reordered at every call (torch ships oneDNN; nothing is compiled)."""
+"""Products on a CPU: few rows read the weight as it lies in its file, many multiply it widened to float32, a piece at a time."""
 
 import torch
 import torch.nn.functional as F
@@ -6,41 +6,36 @@ import torch.nn.functional as F
 from zamba_lm.ops.linear.normed import prepared
 from zamba_lm.ops.linear.reference import row_scales, unpack
 
-FEW_ROWS = 8  # up to here the eight-bit kernel reads weights faster than it multiplies; beyond, unpacking them first is faster
-SMALLEST = 1 << 16  # numbers in a weight from which eight bits pay
+FEW_ROWS = 8  # up to here the eight-bit kernel is bound by reading the weight; beyond, it takes as long again for each row
+MANY_ROWS = 32  # from here the product in float32 is faster than in bfloat16, conversion of the weight included
+PIECE = 1 << 22  # numbers of a weight widened at a time: 16 MB, still in the last cache when they are multiplied
+SMALLEST = 1 << 12  # numbers in a weight from which eight bits pay (of 16 x 384 a row takes 8 us, 28 in bfloat16)
+COLUMNS = 16  # torch's eight-bit kernel reads so many at a time, past the end of rows that are no multiple of it
 
-_product = torch.ops.mkldnn._linear_pointwise.default if torch.backends.mkldnn.is_available() else None
-_native = _product is not None and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # asked once: torch.compile cannot ask
+# Measured on AVX-512, whose bfloat16 products are no faster than float32's. AMX multiplies bfloat16 itself, and of other
+# processors we know nothing. Asked once: torch.compile cannot ask.
+WIDENS = torch.cpu._is_avx512_supported() and not torch.cpu._is_amx_tile_supported()
 
 
-def no_packing(device: torch.device) -> str | None:
-    """Why weights cannot be packed for ``device``, or None when they can."""
-    if device.type != "cpu":
-        return "packs weights for CPUs"
-    if not _native:
-        return "this processor has no bfloat16 products (AVX-512 or AMX)"
-    return None
+def no_cpu(device: torch.device) -> str | None:
+    """Why these products cannot run on ``device``, or None when they can."""
+    return None if device.type == "cpu" else "reads weights as CPUs do"
 
 
 def pack(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """A weight and its row scale: int8 codes (O, I) with (O,) where that loses nothing, else oneDNN's layout with None.
+    """A weight and its row scale: int8 codes (O, I) with (O,) where that loses nothing and pays, else the weight itself and None.
 
-    ``unpack`` gives the same numbers back.
+    It loses nothing where every row is whole multiples, at most 127, of a power of two, as int8 rows expand to. ``unpack`` gives
+    the same numbers back.
     """
-    weight_OI = weight_OI.detach().contiguous()
-    if weight_OI.numel() >= SMALLEST and (eight := _eight_bits(weight_OI)):
-        return eight
-    return torch.ops.mkldnn._reorder_linear_weight(weight_OI, 1), None
-
-
-def _eight_bits(weight_OI):
-    """Codes and scales when every row is whole multiples, at most 127, of a power of two, as int8 rows expand to; else None."""
-    sample = weight_OI[:: max(1, len(weight_OI) // 64)]  # most weights are told apart by a few rows
-    for rows in (sample, weight_OI):
+    weight_OI = weight_OI.detach()
+    if weight_OI.numel() < SMALLEST or weight_OI.shape[1] % COLUMNS:
+        return weight_OI, None
+    for rows in (weight_OI[:2], weight_OI):  # two tell most weights apart, and the rest of a file need not be read yet
         scale = row_scales(rows)
         codes = rows.float() / scale[:, None]
         if not torch.equal(codes, codes.round()):
-            return None
+            return weight_OI, None
     return codes.to(torch.int8), scale.to(weight_OI.dtype)
 
 
@@ -52,11 +47,26 @@ def linear_cpu(x_TI, weight_OI, row_scale_O=None, norm=None, residual_TO=None, o
 
 
 def _multiply(x_TI, weight_OI, row_scale_O):
-    if row_scale_O is not None:
-        if x_TI.numel() > FEW_ROWS * x_TI.shape[-1]:
-            return F.linear(x_TI, unpack(weight_OI, row_scale_O))
-        y = torch._weight_int8pack_mm(x_TI.reshape(-1, x_TI.shape[-1]), weight_OI, row_scale_O)
+    rows = x_TI.numel() // x_TI.shape[-1]
+    if row_scale_O is not None and rows <= FEW_ROWS:
+        y = torch._weight_int8pack_mm(x_TI.reshape(rows, -1), weight_OI, row_scale_O)
         return y.view(*x_TI.shape[:-1], -1)
-    if weight_OI.is_mkldnn:
-        return _product(x_TI, weight_OI, None, "none", [], "")
-    return F.linear(x_TI, weight_OI)
+    narrow = x_TI.dtype == torch.bfloat16 and (row_scale_O is not None or (rows >= MANY_ROWS and weight_OI.dtype == x_TI.dtype))
+    if WIDENS and narrow and not (torch.is_grad_enabled() and (x_TI.requires_grad or weight_OI.requires_grad)):
+        return _widened(x_TI, weight_OI, row_scale_O)
+    return F.linear(x_TI, unpack(weight_OI, row_scale_O))
+
+
+def _widened(x_TI, weight_OI, row_scale_O):
+    """The product in float32, rounded once. The columns of x lie together, since the library multiplies a fifth faster so."""
+    O, I = weight_OI.shape  # noqa: E741
+    step = min(max(PIECE // I // 64 * 64, 64), O)
+    x_IT = x_TI.reshape(-1, I).T.float().contiguous()
+    wide_SI = x_IT.new_empty(step, I)
+    y_TO = x_TI.new_empty(x_IT.shape[1], O)
+    for start in range(0, O, step):
+        piece = slice(start, start + step)
+        weight_SI = weight_OI[piece]
+        y_ST = torch.mm(wide_SI[: len(weight_SI)].copy_(weight_SI), x_IT)
+        y_TO[:, piece] = (y_ST if row_scale_O is None else y_ST.mul_(row_scale_O[piece, None])).T.contiguous()  # faster apart
+    return y_TO.view(*x_TI.shape[:-1], O)

@@ -29,9 +29,7 @@ def gate_reference(y_T2F):
 
 def unpack(weight_OI, row_scale_O=None):
     """The plain tensor that a packed weight was made of, number for number."""
-    if row_scale_O is not None:
-        return weight_OI.to(row_scale_O.dtype) * row_scale_O[:, None]
-    return weight_OI.to_dense() if weight_OI.is_mkldnn else weight_OI
+    return weight_OI if row_scale_O is None else weight_OI.to(row_scale_O.dtype) * row_scale_O[:, None]
 
 
 def row_scales(weight_OI):

@@ -10,21 +10,34 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from zamba_lm.ops.packing import Packing, over_runs
+from zamba_lm.ops.packing import Packing, entries, over_runs, put_back
 from zamba_lm.ops.step.reference import time_step
 
 CHUNK = 16
 
 
 def scan_reference(
-    x_THP, dt_THP, A_HPN, B_THN, C_THN, D_HP, packing: Packing, state_SHPN=None, z_THP=None, dt_bias_HP=None, dt_limit=None
+    x_THP,
+    dt_THP,
+    A_HPN,
+    B_THN,
+    C_THN,
+    D_HP,
+    packing: Packing,
+    state_SHPN=None,
+    z_THP=None,
+    dt_bias_HP=None,
+    dt_limit=None,
+    slots_S=None,
+    in_place=False,
 ):
     if dt_bias_HP is not None:
         dt_THP = time_step(dt_THP, dt_bias_HP, dt_limit)
-    y_THP, after_SHPN = over_runs(packing, partial(_rows, A_HPN, D_HP), (x_THP, dt_THP, B_THN, C_THN), (state_SHPN,))
+    before_SHPN = entries(state_SHPN, slots_S).float() if in_place else state_SHPN
+    y_THP, after_SHPN = over_runs(packing, partial(_rows, A_HPN, D_HP), (x_THP, dt_THP, B_THN, C_THN), (before_SHPN,))
     if z_THP is not None:
         y_THP = (y_THP.float() * F.silu(z_THP.float())).to(y_THP.dtype)
-    return y_THP, after_SHPN
+    return y_THP, put_back(state_SHPN, after_SHPN, slots_S) if in_place else after_SHPN
 
 
 def _rows(A_HPN, D_HP, x_BTHP, dt_BTHP, B_BTHN, C_BTHN, state_BHPN):

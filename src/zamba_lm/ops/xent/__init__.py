@@ -1,7 +1,7 @@
 """The head and its loss: linear layer and cross-entropy without ever holding all logits."""
 
 from zamba_lm.ops.dispatch import Implementation, Op
-from zamba_lm.ops.gpu import kernels
+from zamba_lm.ops.gpu import kernels, lazy, no_triton
 from zamba_lm.ops.xent.compiled import xent_compiled
 from zamba_lm.ops.xent.reference import xent_reference
 from zamba_lm.ops.xent.tokens import TokenScores, token_scores_reference
@@ -14,7 +14,13 @@ XENT = Op(
         Implementation("compiled", xent_compiled),
     ),
 )
-TOKEN_SCORES = Op("token_scores", (Implementation("reference", token_scores_reference),))
+TOKEN_SCORES = Op(
+    "token_scores",
+    (
+        Implementation("triton", lazy("zamba_lm.ops.xent.triton.tokens", "token_scores_triton"), no_triton),
+        Implementation("reference", token_scores_reference),
+    ),
+)
 
 __all__ = ["TOKEN_SCORES", "XENT", "TokenScores", "token_logprobs", "token_scores", "xent"]
 

@@ -9,16 +9,14 @@ import numpy as np
 from zamba_lm.errors import ZambaError
 from zamba_lm.text.tokenizer import Tokenizer
 from zamba_lm.train.data.rows import Rows, split
-from zamba_lm.train.data.shards import SPLITS, Shards, read_manifest
+from zamba_lm.train.data.shards import SPLITS, Shards, holds
 
 COUNTS = ("tokens", "targets", "bytes")
 
 
 def both(folder: Path | str) -> list[Shards]:
     """The splits that a set has."""
-    manifest = read_manifest(folder)
-    there = {line["split"] for source in manifest["sources"] for line in source["shards"]}
-    return [Shards.open(folder, split) for split in SPLITS if split in there]
+    return [Shards.open(folder, split) for split in SPLITS if holds(folder, split)]
 
 
 def by_source(shards: Shards) -> list[dict]:

@@ -56,7 +56,7 @@ class Tally:
 
     def bad(self, where: str, why: str, options: Options) -> None:
         if options.bad_lines == "error":
-            raise ZambaError(f"{where}: {why} (bad lines can be skipped and counted: bad_lines=skip)")
+            raise ZambaError(f"{where}: {why} (bad_lines=skip, or --bad-lines skip, passes over such lines and counts them)")
         self.skipped["bad lines"] += 1
         if self.skipped["bad lines"] <= EXAMPLES:
             self.notes.append(f"skipped {where}: {why}")

@@ -41,7 +41,7 @@ class Rows:
         shuffle: bool = True,
     ):
         if shards.kind == "pairs":
-            raise ZambaError(f"{shards.folder} holds preference pairs, which are no rows; use zamba_lm.train.data.pairs")
+            raise ZambaError(f"{shards.folder} holds preference pairs, which are no rows: recipes dpo and lora-dpo take them")
         if row < 2:
             raise ZambaError(f"row is {row}, expected at least 2 tokens")
         text = shards.kind == "text"
@@ -51,7 +51,10 @@ class Rows:
         self.cut = self.dropped = self.lost = 0
         self._starts, self._lengths = self._pieces()
         if not len(self._starts):
-            raise ZambaError(f"no document of {shards.folder} fits into a row of {row} tokens: take longer rows or longer='turn'")
+            least = int(shards.lengths.min())
+            raise ZambaError(
+                f"no document of {shards.folder} fits into a row of {row} tokens; the shortest has {least}: take longer rows"
+            )
         self._plans: dict[int, tuple[Cut | Whole, np.ndarray]] = {}
         self._counts: dict[int, int] = {}
 

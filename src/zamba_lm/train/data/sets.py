@@ -55,7 +55,11 @@ def tokenise(
     for source, entry in _results(fresh, out, tokenizer, options, processes, progress or (lambda *told: None)):
         done[source.name] = {"name": source.name, **entry}
         _write(out / f"{source.name}.json", {**head, "entry": done[source.name]})
-    manifest = _manifest(head, [done[name] for name in sorted(done)], encode.dtype_for(tokenizer.vocab_size), out)
+    if not any(entry["kind"] for entry in done.values()):
+        for source in todo:  # so that other options may be tried on it
+            (out / f"{source.name}.json").unlink(missing_ok=True)
+        raise ZambaError(f"none of {len(todo)} sources holds a record that can be used, so {out} holds nothing")
+    manifest = _manifest(head, [done[name] for name in sorted(done)], encode.dtype_for(tokenizer.vocab_size))
     _write(out / MANIFEST, manifest)
     for entry in manifest["sources"]:
         (out / f"{entry['name']}.json").unlink(missing_ok=True)
@@ -83,7 +87,7 @@ def _done(out: Path, head: dict) -> dict[str, dict]:
     for one in told:
         for key in ("format", "tokenizer", "options"):
             if _matters(one.get(key)) != _matters(head[key]):
-                was, now = _told(one.get(key)), _told(head[key])
+                was, now = _difference(one.get(key), head[key])
                 raise ZambaError(f"{out} was made with {key} {was}, not {now}: choose another folder")
         entries |= {entry["name"]: entry for entry in one.get("sources") or [one["entry"]]}
     return entries
@@ -97,6 +101,14 @@ def _told(value: object) -> str:
     return ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
 
+def _difference(was: object, now: object) -> tuple[str, str]:
+    """Both as text; of options only those that differ."""
+    if isinstance(was, dict) and isinstance(now, dict) and "sha256" not in now:
+        keys = [key for key in now if was.get(key) != now[key]]
+        was, now = {key: was.get(key) for key in keys}, {key: now[key] for key in keys}
+    return _told(was), _told(now)
+
+
 def _refuse_changed(todo: list[sources.Source], done: dict[str, dict], out: Path) -> None:
     for source in todo:
         entry = done.get(source.name)
@@ -106,12 +118,10 @@ def _refuse_changed(todo: list[sources.Source], done: dict[str, dict], out: Path
             )
 
 
-def _manifest(head: dict, entries: list[dict], dtype, out: Path) -> dict:
+def _manifest(head: dict, entries: list[dict], dtype) -> dict:
     kinds = {entry["kind"]: entry["source"] for entry in entries if entry["kind"]}
     if len(kinds) > 1:
         raise ZambaError(f"sources of several kinds ({_told(kinds)}): make a set of each")
-    if not kinds:
-        raise ZambaError(f"none of {len(entries)} sources holds a record that can be used, so {out} holds nothing")
     return {**head, "kind": next(iter(kinds)), "dtype": dtype.name, "sources": entries}
 
 

@@ -118,6 +118,15 @@ def read_manifest(folder: Path | str) -> dict:
     return manifest
 
 
+def holds(folder: Path | str, split: str, *, only: str = "*") -> bool:
+    """Whether a set has anything of a split in shards whose name matches ``only``. ZambaError for a folder that is no set."""
+    return any(fnmatchcase(line["name"], only) for line in _lines(read_manifest(folder), split))
+
+
+def _lines(manifest: dict, split: str) -> list[dict]:
+    return [line for source in manifest["sources"] for line in source["shards"] if line["split"] == split]
+
+
 class Shards:
     """The documents of one split of a set, in the order of the manifest, read through memory maps."""
 
@@ -146,7 +155,7 @@ class Shards:
         folder, manifest = Path(folder), read_manifest(folder)
         if split not in SPLITS:
             raise ZambaError(f"unknown split {split!r}{nearest(split, SPLITS)}, expected train or held_out")
-        every = [line for source in manifest["sources"] for line in source["shards"] if line["split"] == split]
+        every = _lines(manifest, split)
         lines = [line for line in every if fnmatchcase(line["name"], only)]
         if not lines:
             known = ", ".join(line["name"] for line in every[:8]) or "none"

@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 from zamba_lm.errors import ZambaError
 
 
-def said(default: Any, text: str) -> Any:
-    """A field with a default and the text that the help shows."""
+def said(default: Any, text: str, *, least: float | None = None) -> Any:
+    """A field with a default, the text that the help shows, and the least number that ``--set`` takes."""
     factory = {"default_factory": lambda: type(default)(default)} if isinstance(default, dict) else {"default": default}
-    return field(**factory, metadata={"says": text})
+    return field(**factory, metadata={"says": text, "least": least})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +27,10 @@ class Data:
 class Batch:
     """How much is trained on, and how much at once."""
 
-    tokens: int = said(1_000_000, "tokens of the whole run; 700e6 is fine")
-    row: int = said(2048, "tokens a row; documents lie in rows side by side and do not see each other")
-    rows: int = said(64, "rows of one optimizer step, of all devices together")
-    micro: int = said(0, "rows at once on one device; 0: the most that the plan says will fit")
+    tokens: int = said(1_000_000, "tokens of the whole run; 700e6 is fine", least=0)
+    row: int = said(2048, "tokens a row; documents lie in rows side by side and do not see each other", least=2)
+    rows: int = said(64, "rows of one optimizer step, of all devices together", least=1)
+    micro: int = said(0, "rows at once on one device; 0: the most that the plan says will fit", least=0)
     recompute: str = said("none", "what is computed twice to save memory: none, mixers, blocks or layers")
 
     @property
@@ -43,15 +43,15 @@ class Optim:
     """The optimizer."""
 
     name: str = said("adamw", "adamw, or muon: Muon for the matrices of layers and blocks, AdamW for everything else")
-    lr: float = said(2e-4, "peak learning rate (with muon: of everything but those matrices)")
+    lr: float = said(2e-4, "peak learning rate (with muon: of everything but those matrices)", least=0)
     matrix_lr: float = said(4e-3, "peak learning rate of the matrices with muon, scaled to AdamW's size of updates")
-    beta1: float = said(0.9, "AdamW: decay of the mean of gradients")
-    beta2: float = said(0.95, "AdamW: decay of the mean of their squares")
-    eps: float = said(1e-8, "AdamW: added to the root of the latter")
+    beta1: float = said(0.9, "AdamW: decay of the mean of gradients", least=0)
+    beta2: float = said(0.95, "AdamW: decay of the mean of their squares", least=0)
+    eps: float = said(1e-8, "AdamW: added to the root of the latter", least=0)
     momentum: float = said(0.95, "Muon: momentum")
     weight_decay: float = said(0.1, "of matrices; vectors (norms, biases, convolutions, A_log, D, dt_bias) never decay")
     embedding_decay: float = said(0.1, "of the embedding")
-    clip: float = said(1.0, "largest norm of the gradient; 0: never clipped")
+    clip: float = said(1.0, "largest norm of the gradient; 0: never clipped", least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +59,9 @@ class Rate:
     """The learning rate over the run."""
 
     kind: str = said("cosine", "constant, linear, cosine or exponential")
-    warmup: float = said(0.01, "linear rise from 0: steps, or a share of the run when below 1")
-    floor: float = said(0.1, "learning rate at the end, as a share of the peak")
-    decay_from: float = said(0.0, "share of the run at which the fall begins")
+    warmup: float = said(0.01, "linear rise from 0: steps, or a share of the run when below 1", least=0)
+    floor: float = said(0.1, "learning rate at the end, as a share of the peak", least=0)
+    decay_from: float = said(0.0, "share of the run at which the fall begins", least=0)
     gamma: float = said(0.25, "exponential: eta(t) = a exp(-t / (gamma T)) + b, matched to both ends")
 
     def warmup_steps(self, steps: int) -> int:
@@ -74,6 +74,7 @@ class Scale:
 
     shard: str = said("none", "none: each device holds the whole model; fsdp: a piece of it, of the gradients and the moments")
     replicas: int = said(1, "fsdp: copies of the model in pieces, such as one a machine; each is spread over devices / replicas")
+    tensor: int = said(1, "devices that split every layer between them (heads, columns of the MLP) and read the same rows")
     keep: str = said("blocks", "fsdp: what is gathered once a step and kept to its end: none, blocks (shared ones), or all")
 
 
@@ -84,12 +85,12 @@ class Run:
     seed: int = said(0, "of the initial weights and whatever is drawn at random")
     device: str = said("auto", "auto (a GPU if there is one), cuda or cpu")
     bf16: bool = said(True, "products in bfloat16 (weights, gradients and moments stay float32); false: all of it float32")
-    log_every: int = said(20, "steps between lines of the log")
-    save_every: int = said(500, "steps between checkpoints")
-    keep: int = said(2, "checkpoints that stay, the newest; 0: all")
-    eval_every: int = said(0, "steps between measurements of data.held_out; 0: at the end only")
-    eval_bytes: int = said(0, "bytes of text of each held-out source that are measured; 0: all")
-    stop_after: int = said(10, "steps in a row with a loss or gradient that is not finite, after which the run ends")
+    log_every: int = said(20, "steps between lines of the log", least=1)
+    save_every: int = said(500, "steps between checkpoints", least=1)
+    keep: int = said(2, "checkpoints that stay, the newest; 0: all", least=0)
+    eval_every: int = said(0, "steps between measurements of data.held_out; 0: at the end only", least=0)
+    eval_bytes: int = said(0, "bytes of text of each held-out source that are measured; 0: all", least=0)
+    stop_after: int = said(10, "steps in a row with a loss or gradient that is not finite, after which the run ends", least=1)
     peak_flops: float | None = said(None, "operations a second of one device, for the MFU; none: known by the device's name")
     memory_gib: float | None = said(None, "memory of one device, for the plan, GiB; none: what the device has")
     tensorboard: bool = said(False, "also write the log to OUT/tensorboard")

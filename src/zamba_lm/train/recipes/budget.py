@@ -5,8 +5,8 @@ from typing import Any
 
 from zamba_lm.errors import ZambaError
 from zamba_lm.model.config import ZambaConfig
-from zamba_lm.train.recipes.base import Language, Scale
-from zamba_lm.train.scale.mesh import pieces_of
+from zamba_lm.train.recipes.base import Language
+from zamba_lm.train.scale.mesh import check, pieces_of, readers
 from zamba_lm.train.trainer import plan
 from zamba_lm.train.trainer.plan import gib
 
@@ -16,7 +16,7 @@ def rows_at_once(config: Language, shape: ZambaConfig, *, row: int, rows: int) -
     return plan.choose(
         shape,
         row=row,
-        most=rows_of_device(rows),
+        most=rows_of_device(config, rows),
         micro=config.batch.micro,
         recompute=config.batch.recompute,
         device_bytes=device_bytes(config),
@@ -26,9 +26,9 @@ def rows_at_once(config: Language, shape: ZambaConfig, *, row: int, rows: int) -
 
 def how(config: Language) -> dict[str, Any]:
     """What the memory depends on beside rows and recomputation."""
-    scale = config.scale if isinstance(config, Language) else Scale()  # pairs are not spread over devices
-    pieces = pieces_of(scale, processes())
-    return {"optimizer": config.optim.name, "bf16": config.run.bf16, "pieces": pieces, "keep": scale.keep}
+    check(scale := config.scale)
+    spread = {"pieces": pieces_of(scale, processes()), "keep": scale.keep, "tensor": scale.tensor}
+    return {"optimizer": config.optim.name, "bf16": config.run.bf16} | spread
 
 
 def processes() -> int:
@@ -36,11 +36,14 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def rows_of_device(rows: int) -> int:
-    """A device's share of a step's rows."""
-    if rows % processes():
-        raise ZambaError(f"batch.rows is {rows}, which {processes()} processes cannot share evenly")
-    return rows // processes()
+def rows_of_device(config: Language, rows: int) -> int:
+    """A device's share of a step's rows, which those that split layers between them have together."""
+    check(config.scale)
+    count = readers(config.scale, processes())
+    if rows % count:
+        who = f"{count} processes" if count == processes() else f"{count} groups of {config.scale.tensor} processes"
+        raise ZambaError(f"batch.rows is {rows}, which {who} cannot share evenly")
+    return rows // count
 
 
 def device_bytes(config: Language) -> int:
@@ -57,7 +60,7 @@ def device_bytes(config: Language) -> int:
 
 def told(config: Language, shape: ZambaConfig, *, row: int, rows: int) -> str:
     """The plan for people: what is taken by what, and what else would fit."""
-    limit, most = device_bytes(config), rows_of_device(rows)
+    limit, most = device_bytes(config), rows_of_device(config, rows)
     every = plan.fits(shape, row=row, most=most, device_bytes=limit, **how(config))
     lines = [f"memory of one device: {gib(limit)}; a step is {rows} rows of {row} tokens"]
     lines += _parts(config, shape, row, rows)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from zamba_lm.errors import ZambaError
 from zamba_lm.hub import nearest
-from zamba_lm.train.recipes.base import Optim, Rate, Recipe, Run, need, said
+from zamba_lm.train.recipes.base import Optim, Rate, Recipe, Run, Scale, need, said
 from zamba_lm.train.recipes.sft import TINY_RUN
 
 LOSSES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "apo_zero", "apo_down", "discopop")
@@ -27,10 +27,10 @@ class Pairs:
 class Batch:
     """How much is trained on, and how much at once."""
 
-    epochs: float = said(1.0, "passes over all pairs")
-    pairs: int = said(32, "pairs of one optimizer step, of all devices together")
-    micro: int = said(0, "pairs at once on one device; 0: the most that the plan says will fit")
-    length: int = said(1024, "tokens of a prompt and its longer answer; pairs with more are left out")
+    epochs: float = said(1.0, "passes over all pairs", least=0)
+    pairs: int = said(32, "pairs of one optimizer step, of all devices together", least=1)
+    micro: int = said(0, "pairs at once on one device; 0: the most that the plan says will fit", least=0)
+    length: int = said(1024, "tokens of a prompt and its longer answer; pairs with more are left out", least=1)
     recompute: str = said("layers", "what is computed twice to save memory: none, mixers, blocks or layers")
 
 
@@ -41,7 +41,7 @@ class Preference:
     beta: float = said(0.01, "how closely the model is held to the reference: higher is closer")
     loss: str = said("sigmoid", f"TRL's loss_type: {', '.join(LOSSES)}; sigmoid is DPO as published")
     label_smoothing: float = said(0.0, "share of pairs taken to be the wrong way round (sigmoid, robust)")
-    sft: float = said(0.0, "weight of the chosen answers' -log p (mean over tokens) beside the loss")
+    sft: float = said(0.0, "weight of the chosen answers' -log p (mean over tokens) beside the loss", least=0)
 
     def __post_init__(self):
         if self.loss not in LOSSES:
@@ -64,6 +64,7 @@ class Config(Recipe):
     dpo: Preference = field(default_factory=Preference)
     optim: Optim = field(default_factory=lambda: Optim(lr=5e-7, weight_decay=0.0, embedding_decay=0.0))
     rate: Rate = field(default_factory=lambda: Rate(kind="cosine", warmup=0.1, floor=0.0))
+    scale: Scale = field(default_factory=Scale)
     run: Run = field(default_factory=lambda: Run(log_every=5, save_every=200))
 
 

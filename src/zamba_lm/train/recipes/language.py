@@ -4,12 +4,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
+from zamba_lm.errors import ZambaError
 from zamba_lm.hf import wrap
 from zamba_lm.model.config import ZambaConfig
+from zamba_lm.model.dtypes import as_dtype
+from zamba_lm.model.load import as_device
 from zamba_lm.model.zamba import Zamba
 from zamba_lm.text.tokenizer import Tokenizer
 from zamba_lm.train import optim
@@ -18,11 +22,14 @@ from zamba_lm.train.recipes import text
 from zamba_lm.train.recipes.base import Language, Optim
 from zamba_lm.train.recipes.budget import rows_at_once
 from zamba_lm.train.recipes.origin import config_of, tokenizer_of, weights_into
+from zamba_lm.train.scale.mesh import readers, refuse
 from zamba_lm.train.trainer.arguments import steady_arguments
 from zamba_lm.train.trainer.feed import Feed, Phase
 from zamba_lm.train.trainer.schedules import schedule
-from zamba_lm.train.trainer.sturdy import Watch
+from zamba_lm.train.trainer.sturdy import Sturdy, Watch
 from zamba_lm.train.trainer.zamba_trainer import ZambaTrainer
+
+DEVICES = ("auto", "cuda", "cpu")
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,7 @@ def train(
 ) -> Path:
     """Train, measure what is held out, write OUT/model; returns that folder. ``go_on`` may move the mixture to where an earlier
     run left it."""
+    refuse(config, nf4=False, layers=True)
     steps = sum(leg.steps for leg in legs)
     shape, longest = config_of(config), max(legs, key=lambda leg: leg.row)
     micro = rows_at_once(config, shape, row=longest.row, rows=longest.rows)
@@ -59,29 +67,27 @@ def train(
     return finish(trainer, tokenizer, config)
 
 
-def trainer_kind(kind: type[ZambaTrainer], config: Language) -> Callable[..., ZambaTrainer]:
-    """The trainer, or one that spreads its model over devices."""
-    from zamba_lm.train.scale.mesh import check
-
-    check(config.scale)
-    if config.scale.shard == "none":
+def trainer_kind(kind: type[Sturdy], config: Language, *, adapters: bool = False) -> Callable[..., Any]:
+    """The trainer, or one that spreads its model over devices. ``adapters``: they alone are trained, and lie whole on each."""
+    if config.scale.shard == "none" and config.scale.tensor == 1:
         return kind
-    from zamba_lm.train.scale.sharded import Sharded
+    from zamba_lm.train.scale.sharded import Sharded, Spreading
 
-    return partial(type(f"Sharded{kind.__name__}", (Sharded, kind), {}), scale=config.scale)
+    first = Spreading if adapters else Sharded
+    return partial(type(f"{first.__name__}{kind.__name__}", (first, kind), {}), scale=config.scale)
 
 
 def arguments(config, *, steps: int, micro: int, rows: int, kind: type[TrainingArguments] = TrainingArguments, **more):
     """What Trainer and accelerate are told."""
     run = config.run
-    cpu = run.device == "cpu" or not torch.cuda.is_available()
+    as_dtype(run.final_dtype)  # a name that is none is told now, not when all is done
     given = steady_arguments(
         output_dir=config.out,
         max_steps=steps,
         per_device_train_batch_size=micro,
         max_grad_norm=config.optim.clip,
         bf16=run.bf16,
-        use_cpu=cpu,
+        use_cpu=_on_cpu(run.device),
         logging_steps=run.log_every,
         save_steps=run.save_every,
         eval_strategy="steps" if run.eval_every else "no",
@@ -91,8 +97,18 @@ def arguments(config, *, steps: int, micro: int, rows: int, kind: type[TrainingA
         remove_unused_columns=False,
     )
     args = kind(**given | more)
-    args.gradient_accumulation_steps = rows // (micro * args.world_size)
+    args.gradient_accumulation_steps = rows // (micro * readers(config.scale, args.world_size))
     return args
+
+
+def _on_cpu(device: str) -> bool:
+    """ZambaError for a GPU that is not there: nobody wants to find out the next day that a CPU was used."""
+    if device not in DEVICES:
+        raise ZambaError(
+            f"run.device is {device!r}, expected auto, cuda or cpu; "
+            "which GPUs a run sees is CUDA_VISIBLE_DEVICES' matter, how many torchrun's"
+        )
+    return as_device(device).type == "cpu"
 
 
 def optimizer(zamba: Zamba, o: Optim) -> torch.optim.Optimizer:
@@ -121,7 +137,7 @@ def _model(config: Language, shape: ZambaConfig, device: torch.device) -> Zamba:
 
 
 def feed_of(config, legs, longest, micro, args, tokenizer, shape, go_on=lambda mixture: None) -> Feed:
-    accumulated = args.gradient_accumulation_steps
+    accumulated, count = args.gradient_accumulation_steps, readers(config.scale, args.world_size)
     phases = []
     for number, leg in enumerate(legs):
         data = replace(config.data, seed=config.data.seed + number)  # every length begins with other documents
@@ -129,9 +145,9 @@ def feed_of(config, legs, longest, micro, args, tokenizer, shape, go_on=lambda m
         mixture = Mixture(sources, text.weights(data), seed=data.seed)
         if number == 0:
             go_on(mixture)
-        stream = Stream(mixture, rank=args.process_index, world=args.world_size)
+        stream = Stream(mixture, rank=args.process_index // config.scale.tensor, world=count)
         last = number == len(legs) - 1
-        phases.append(Phase(stream, micro * leg.rows // longest.rows, None if last else leg.steps * accumulated, args.world_size))
+        phases.append(Phase(stream, micro * leg.rows // longest.rows, None if last else leg.steps * accumulated, count))
     return Feed(phases, collate, device=args.device)
 
 

@@ -13,9 +13,9 @@ from zamba_lm.train.recipes.presets import RUNS, published
 class Context:
     """How the context grows."""
 
-    first: int = said(4096, "tokens of a row at the start")
-    last: int = said(65536, "tokens of a row in the end: a power of two times the first")
-    every: int = said(100, "steps at each length")
+    first: int = said(4096, "tokens of a row at the start", least=2)
+    last: int = said(65536, "tokens of a row in the end: a power of two times the first", least=2)
+    every: int = said(100, "steps at each length", least=1)
 
     @property
     def lengths(self) -> list[int]:

@@ -50,7 +50,7 @@ def weights_into(zamba: "Zamba", start: str) -> None:
 
 
 def loaded(folder: Path, *, device: Any, dtype: Any) -> "Zamba":
-    """The model in a folder: a checkpoint in one piece or in many, or a finished one."""
+    """The model in a folder: a checkpoint in one piece or in many, or a finished one. dtype "auto": as it lies there."""
     from zamba_lm.model.load import load_model, read_config
 
     if not (folder / checkpoints.PIECES).is_dir():
@@ -61,7 +61,7 @@ def loaded(folder: Path, *, device: Any, dtype: Any) -> "Zamba":
 
     zamba = Zamba(read_config(folder), device=device, dtype=torch.float32)
     weights_into(zamba, str(folder))
-    return zamba.to(dtype)
+    return zamba if dtype == "auto" else zamba.to(dtype)
 
 
 def tokenizer_of(config: Language) -> "Tokenizer":

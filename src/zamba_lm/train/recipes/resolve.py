@@ -56,7 +56,14 @@ def _assign(config: Any, keys: list[str], text: str, path: str, root: Any) -> An
         return replace(config, **{key: {**value, ".".join(rest): inner}})
     if rest:
         raise _unknown(path, root)
-    return replace(config, **{key: convert(text, hint, path)})
+    least = next(one.metadata.get("least") for one in fields(config) if one.name == key)
+    return replace(config, **{key: _at_least(least, convert(text, hint, path), path)})
+
+
+def _at_least(least: float | None, value: Any, path: str) -> Any:
+    if least is not None and not value >= least:  # nan is not, either
+        raise ZambaError(f"--set {path}={value}: expected at least {least}")
+    return value
 
 
 def _unknown(path: str, root: Any) -> ZambaError:

@@ -13,7 +13,7 @@ class Config(Language):
     data.weights every chat comes equally often."""
 
     name: ClassVar[str] = "sft"
-    epochs: float = said(1.0, "passes over data.sources; 0: batch.tokens says how long")
+    epochs: float = said(1.0, "passes over data.sources; 0: batch.tokens says how long", least=0)
     batch: Batch = field(default_factory=lambda: Batch(tokens=0, row=4096, rows=16, recompute="layers"))
     optim: Optim = field(default_factory=lambda: Optim(lr=2e-5, weight_decay=0.0, embedding_decay=0.0))
     rate: Rate = field(default_factory=lambda: Rate(kind="cosine", warmup=0.1, floor=0.0))
@@ -28,7 +28,7 @@ PRESETS = {
     "pebble": Config(
         epochs=2.0,
         batch=Batch(tokens=0, row=2048, rows=32),
-        optim=Optim(name="muon", lr=6e-4, matrix_lr=8e-4, weight_decay=0.0, embedding_decay=0.0),
+        optim=Optim(name="muon", lr=2e-4, matrix_lr=3e-4, weight_decay=0.0, embedding_decay=0.0),
         rate=Rate(kind="linear", warmup=0.02, floor=0.0),
     ),
     "tiny": Config(

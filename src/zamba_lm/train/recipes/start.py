@@ -1,6 +1,9 @@
 """The beginning of every run: settings resolved, or those of the run that goes on; what they mean, told."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from zamba_lm.errors import ZambaError
@@ -22,22 +25,45 @@ def prepare(name: str, pairs: list[str], *, resume: bool, write: bool) -> tuple[
     config = resolve(before, {before.preset: before}, pairs) if before else asked
     notes = folder.changes(before, config) if before else []
     if write:
-        need(config.out, "out", "runs/first")
-        if os.environ.get("RANK", "0") == "0":
-            _refuse_used(config, resume)
-            folder.save(config)
+        _write(config, resume)
     return config, [f"changed: {note}" for note in notes]
 
 
-def _refuse_used(config: Recipe, resume: bool) -> None:
-    """A folder with checkpoints keeps its recipe.json until it is resumed."""
-    from pathlib import Path
+@contextmanager
+def started(name: str, pairs: list[str], *, resume: bool) -> Iterator[tuple[Recipe, list[str]]]:
+    """``prepare`` for the run that goes on inside. Where that is refused before it has come to a new checkpoint, the folder gets
+    the recipe.json back that it had: settings that nothing can be done with shall not be those of the next ``--resume``."""
+    config, notes = prepare(name, pairs, resume=resume, write=False)
+    file = Path(need(config.out, "out", "runs/first")) / folder.FILE
+    before, newest = file.read_bytes() if file.is_file() else None, _newest(config)
+    _write(config, resume)
+    try:
+        yield config, notes
+    except ZambaError:
+        if before is not None and _newest(config) == newest and _first():
+            file.write_bytes(before)
+        raise
 
-    from zamba_lm.train.trainer import checkpoints
 
-    newest = checkpoints.newest(Path(config.out)) if Path(config.out).is_dir() else None
+def _write(config: Recipe, resume: bool) -> None:
+    need(config.out, "out", "runs/first")
+    if not _first():
+        return
+    newest = _newest(config)
     if newest and not resume:
         raise ZambaError(f"{config.out} holds {newest.name} already; go on from it with --resume, or choose another folder")
+    folder.save(config)
+
+
+def _first() -> bool:
+    """Whether this is the first of torchrun's processes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _newest(config: Recipe) -> Path | None:
+    from zamba_lm.train.trainer import checkpoints
+
+    return checkpoints.newest(Path(config.out)) if Path(config.out).is_dir() else None
 
 
 def described(name: str, config: Any) -> str:

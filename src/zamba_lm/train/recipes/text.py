@@ -1,5 +1,6 @@
 """From a recipe's ``data`` to rows for the trainer, and to what is measured on held-out text."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ from zamba_lm.errors import ZambaError
 from zamba_lm.hub import nearest
 from zamba_lm.text.tokenizer import Tokenizer
 from zamba_lm.train.data import Rows, Shards, bits_by_source
+from zamba_lm.train.data.shards import holds
 from zamba_lm.train.recipes.base import Data
 
 if TYPE_CHECKING:
@@ -23,7 +25,18 @@ def rows(data: Data, row: int, tokenizer: Tokenizer, vocab_size: int) -> dict[st
         shards = opened(data, where, "train", tokenizer)
         shards.refuse_model(vocab_size)
         found[name] = Rows(shards, row, seed=data.seed)
+        _tell_shortened(found[name])
     return found
+
+
+def _tell_shortened(rows: Rows) -> None:
+    """Warn of chats that do not fit into a row. Of texts everything is seen: what does not fit goes on in another row."""
+    if rows.lost:
+        warnings.warn(
+            f"{rows.shards.folder}: of {len(rows.shards):,} documents {rows.cut:,} are cut to rows of {rows.row:,} tokens and "
+            f"{rows.dropped:,} left out, whose first answer begins later; the longest has {rows.shards.lengths.max():,} tokens",
+            stacklevel=2,
+        )
 
 
 def weights(data: Data) -> dict[str, float]:
@@ -49,13 +62,7 @@ def held_out(data: Data, zamba: "Zamba", tokenizer: Tokenizer, row: int, most: i
 def _held_out_shards(data: Data, tokenizer: Tokenizer) -> Mapping[str, Shards]:
     if data.held_out:
         return {name: opened(data, where, "held_out", tokenizer) for name, where in data.held_out.items()}
-    found = {}
-    for name, where in data.sources.items():
-        try:
-            found[name] = opened(data, where, "held_out", tokenizer)
-        except ZambaError:
-            continue  # nothing of this source is held out
-    return found
+    return {name: opened(data, where, "held_out", tokenizer) for name, where in data.sources.items() if holds_out(data, where)}
 
 
 def _measure(zamba: "Zamba", shards: Shards, row: int, most: int) -> Callable[[], dict[str, float]]:
@@ -70,5 +77,16 @@ def _measure(zamba: "Zamba", shards: Shards, row: int, most: int) -> Callable[[]
 
 def opened(data: Data, where: str, split: str, tokenizer: Tokenizer) -> Shards:
     """The shards of "FOLDER" or "FOLDER:PATTERN"."""
+    folder, pattern = _place(data, where)
+    return Shards.open(folder, split, only=pattern, tokenizer=tokenizer)
+
+
+def holds_out(data: Data, where: str) -> bool:
+    """Whether anything of "FOLDER" or "FOLDER:PATTERN" is held out. ZambaError where there is no set."""
+    folder, pattern = _place(data, where)
+    return holds(folder, "held_out", only=pattern)
+
+
+def _place(data: Data, where: str) -> tuple[Path, str]:
     folder, _, pattern = where.partition(":")
-    return Shards.open(Path(data.folder) / folder, split, only=pattern or "*", tokenizer=tokenizer)
+    return Path(data.folder) / folder, pattern or "*"

@@ -1,12 +1,15 @@
 """Tensors of which every device holds a piece (DTensor, as FSDP2 makes them): the piece, norms and work on the whole."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+
+if TYPE_CHECKING:
+    from zamba_lm.train.scale.shares import Share
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -19,19 +22,35 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
 
 
-def norm(tensors: Sequence[Tensor]) -> Tensor:
-    """The 2-norm of all tensors together, a float32 scalar that is the same on every device."""
-    spread = [one for one in tensors if isinstance(one, DTensor)]
-    if not spread:
-        return _norm(tensors)
-    pieces, others = _norm(spread).square(), [one for one in tensors if not isinstance(one, DTensor)]
-    dist.all_reduce(pieces, group=group_of(spread[0]))
-    return (pieces + _norm(others).square()).sqrt() if others else pieces.sqrt()
+def norm(tensors: Sequence[Tensor], shares: Sequence["Share | None"] = ()) -> Tensor:
+    """The 2-norm of all tensors together, a float32 scalar that is the same on every device. ``shares``: what of the whole ones
+    they are, where ranks split them."""
+    held = [_once(one, share) for one, share in zip(tensors, shares or [None] * len(tensors))]
+    spread, split = next(filter(_is_spread, tensors), None), next(filter(None, shares), None)
+    pieces = [part for one, mine in zip(tensors, held) if _is_spread(one) for part in mine]
+    others = [part for one, mine in zip(tensors, held) if not _is_spread(one) for part in mine]
+    if spread is None and split is None:
+        return _norm(others)
+    total = _norm(pieces).square() if pieces else torch.zeros((), device=tensors[0].device)
+    if spread is not None:
+        dist.all_reduce(total, group=group_of(cast(DTensor, spread)))
+    total = total + _norm(others).square() if others else total
+    if split is not None:
+        dist.all_reduce(total, group=split.ranks.group)
+    return total.sqrt()
+
+
+def _is_spread(tensor: Tensor) -> bool:
+    return isinstance(tensor, DTensor)
+
+
+def _once(tensor: Tensor, share: "Share | None") -> list[Tensor]:
+    """What lies here; of what several ranks hold, on the first of them alone."""
+    return [local(tensor)] if share is None else [chunk.numbers for chunk in share.chunks(tensor) if chunk.run.first]
 
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Of what this device holds."""
-    return torch.linalg.vector_norm(torch.stack([one.float() for one in torch._foreach_norm([local(one) for one in tensors])]))
+    return torch.linalg.vector_norm(torch.stack([one.float() for one in torch._foreach_norm(list(tensors))]))
 
 
 def group_of(tensor: DTensor) -> Any:

@@ -1,4 +1,4 @@
-"""``Sharded``: put before a trainer, it trains a model that is spread over devices, and writes its checkpoints in pieces."""
+"""Put before a trainer: ``Spreading`` trains a model that is spread over devices, ``Sharded`` writes checkpoints in pieces."""
 
 import json
 import shutil
@@ -16,28 +16,26 @@ from zamba_lm.model.match import kept_dtype
 from zamba_lm.train.optim import clip
 from zamba_lm.train.recipes.base import Scale
 from zamba_lm.train.scale import stored
-from zamba_lm.train.scale.mesh import mesh_of
+from zamba_lm.train.scale.mesh import places_of
 from zamba_lm.train.scale.pieces import whole
+from zamba_lm.train.scale.shares import share_of
 from zamba_lm.train.scale.units import Spread
 
 GROUPS = "groups.pt"  # settings of the optimizer's groups
 
 
-class Sharded:
-    """With one process nothing is spread, and checkpoints are the same, so that a run may go on with any number of devices."""
+class Spreading:
+    """A trainer whose model is spread over devices. With one process nothing is."""
 
     def __init__(self, *args: Any, scale: Scale, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.saving: stored.Saving | None = None
         self.spread: Spread | None = None
-        mesh = mesh_of(scale, self.args.device)
-        if mesh is not None:
-            self.spread = Spread(self.model, mesh, bf16=self.args.bf16, keep=scale.keep)
+        places = places_of(scale, self.args.device)
+        if places is not None:
+            self.readers, self._ranks = places.count, scale.tensor
+            self.spread = Spread(self.model, places, bf16=self.args.bf16, keep=scale.keep)
             # autocast alone: what the model's processes exchange, they exchange by themselves
             self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
-        self._beside_training = stored.quiet_group()
-
-    # a step
 
     def training_step(self, model, inputs, *args, **kwargs):
         loss = super().training_step(model, inputs, *args, **kwargs)
@@ -45,13 +43,27 @@ class Sharded:
             self.spread.end_step()
         return loss
 
+    def _clip_grad_norm(self, model):
+        return clip(self._optimizer, self.args.max_grad_norm)
+
     def _get_grad_norm(self, model, grad_norm=None):
         if grad_norm is None:
             grad_norm = clip(self._optimizer, float("inf"))
         return super()._get_grad_norm(model, grad_norm=grad_norm)
 
+    def floating_point_ops(self, inputs) -> int:
+        """A device's share of them."""
+        return super().floating_point_ops(inputs) // (self._ranks if self.spread else 1)
+
+    def evaluate(self, *args, **kwargs):
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            if self.spread:
+                self.spread.let_go()
+
     def _by_source(self) -> dict[str, dict[str, float]]:
-        """Every process measures every source, since each holds pieces of the model only."""
+        """Every process measures every source, since each holds a part of the model only."""
         if not self.spread:
             return super()._by_source()
         return self.spread.through(lambda: {name: measure() for name, measure in self.held_out.items()})
@@ -59,6 +71,15 @@ class Sharded:
     @property
     def _optimizer(self):
         return getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
+
+
+class Sharded(Spreading):
+    """Checkpoints are in pieces, the same for any number of processes, so that a run may go on with another."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.saving: stored.Saving | None = None
+        self._beside_training = stored.quiet_group()
 
     # saving
 
@@ -77,7 +98,8 @@ class Sharded:
             return failed
         tensors = stored.weights(self.model.zamba) | stored.moments(self.model.zamba, self._optimizer)
         self._saving_to = folder
-        self.saving = stored.Saving(tensors, folder, self._beside_training, partial(self._whole, step, folder))
+        then, shares = partial(self._whole, step, folder), stored.shares(self.model.zamba)
+        self.saving = stored.Saving(tensors, folder, self._beside_training, then, shares)
         return None
 
     def _whole(self, step: int, folder: Path) -> ZambaError | None:
@@ -102,8 +124,10 @@ class Sharded:
     def _write_tensors(self, folder: Path) -> None:
         """What is small; the pieces follow in the background."""
         if self.is_world_process_zero():
-            config = self.model.zamba.config
-            (folder / "config.json").write_text(json.dumps(to_dict(config, "hf"), indent=2))
+            config = to_dict(stored.whole_config(self.model.zamba), "hf")
+            (folder / "config.json").write_text(json.dumps(config, indent=2))
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(str(folder))
             torch.save(stored.settings(self._optimizer), folder / GROUPS)
             torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
 
@@ -133,9 +157,10 @@ class Sharded:
         zamba, wanted = self.model.zamba, as_dtype(dtype)
         gathered = {}
         for name, p in zamba.named_parameters():
-            one = whole(p)
+            one, share = whole(p), share_of(p)
+            one = share.gathered(name, one, zamba.config) if share else one
             if self.is_world_process_zero():
                 gathered[name] = one.to("cpu", kept_dtype(name, p.dtype, wanted))
         if self.is_world_process_zero():
-            stored.write_whole(zamba.config, gathered, folder, wanted)
+            stored.write_whole(stored.whole_config(zamba), gathered, folder, wanted)
         self.accelerator.wait_for_everyone()

@@ -25,6 +25,8 @@ from zamba_lm.model.load import read_config
 from zamba_lm.model.weights import Parameter, write_checkpoint
 from zamba_lm.model.zamba import Zamba
 from zamba_lm.train.optim import Optimizer
+from zamba_lm.train.scale.planners import Reading, Writing
+from zamba_lm.train.scale.shares import Share, share_of
 from zamba_lm.train.trainer.checkpoints import PIECES, SAVING, disk_trouble
 from zamba_lm.train.trainer.restore import check_shape
 
@@ -52,6 +54,16 @@ def moments(zamba: Zamba, optimizer: Optimizer) -> dict[str, Tensor]:
     return found
 
 
+def shares(zamba: Zamba) -> dict[str, Share]:
+    """Which share of the whole parameter each of a model's is, by its name; none where layers are not split over ranks."""
+    return {name: share for name, p in zamba.named_parameters() if (share := share_of(p))}
+
+
+def whole_config(zamba: Zamba) -> ZambaConfig:
+    """The shape of a model of which this rank may hold a share."""
+    return getattr(zamba.config, "whole", zamba.config)
+
+
 def settings(optimizer: Optimizer) -> list[dict[str, Any]]:
     """Settings of the optimizer's groups, which learning rate among them."""
     return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
@@ -65,22 +77,22 @@ def read_weights(zamba: Zamba, checkpoint: Path, *, group: Any = None, alone: bo
 
     ZambaError for a checkpoint of another shape or a damaged one.
     """
-    check_shape(read_config(checkpoint), zamba.config, checkpoint)
-    _read(weights(zamba), checkpoint, group, alone)
+    check_shape(read_config(checkpoint), whole_config(zamba), checkpoint)
+    _read(weights(zamba), shares(zamba), checkpoint, group, alone)
 
 
 def read_moments(zamba: Zamba, optimizer: Optimizer, checkpoint: Path, *, group: Any = None) -> None:
     """Fill an optimizer's state."""
-    _read(moments(zamba, optimizer), checkpoint, group, alone=False)
+    _read(moments(zamba, optimizer), shares(zamba), checkpoint, group, alone=False)
 
 
 @torch.no_grad()
-def _read(tensors: dict[str, Tensor], checkpoint: Path, group: Any, alone: bool) -> None:
+def _read(tensors: dict[str, Tensor], shares: dict[str, Share], checkpoint: Path, group: Any, alone: bool) -> None:
     folder = checkpoint / PIECES
     if not (folder / ".metadata").is_file():
         raise ZambaError(f"{folder} lacks .metadata: the checkpoint is not complete; move {checkpoint} away")
     try:
-        dcp.load(tensors, checkpoint_id=folder, process_group=group, no_dist=alone)
+        dcp.load(tensors, checkpoint_id=folder, planner=Reading(shares), process_group=group, no_dist=alone)
     except (Exception, dcp.CheckpointException) as error:  # which is no Exception
         raise ZambaError(f"{folder} is damaged or of another run: {_reason(error)}; move {checkpoint} away") from error
 
@@ -109,11 +121,18 @@ class Saving:
     ``then`` is called in one of the process's threads when everything of every process is on the disk.
     """
 
-    def __init__(self, tensors: dict[str, Tensor], folder: Path, group: Any, then: Callable[[], ZambaError | None]):
+    def __init__(
+        self,
+        tensors: dict[str, Tensor],
+        folder: Path,
+        group: Any,
+        then: Callable[[], ZambaError | None],
+        shares: dict[str, Share] | None = None,
+    ):
         self._folder, self._then, self._done = folder, then, Event()
         self._failed: ZambaError | None = None
         writer = dcp.FileSystemWriter(folder / PIECES)
-        future: Any = dcp.async_save(tensors, storage_writer=writer, process_group=group)
+        future: Any = dcp.async_save(tensors, storage_writer=writer, planner=Writing(shares or {}), process_group=group)
         future.add_done_callback(self._finish)
 
     def _finish(self, future: Future) -> None:

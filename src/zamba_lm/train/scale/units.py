@@ -14,17 +14,19 @@ device, and are added up in float32.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import Shard
 
-from zamba_lm.model.zamba import Zamba
-from zamba_lm.train.optim import split
+from zamba_lm.train.optim import kind_of
+from zamba_lm.train.scale.exchange import add_up
+from zamba_lm.train.scale.mesh import Places
+from zamba_lm.train.scale.tensor import Split
 
 AHEAD = 2  # layers before its first call that a block is asked for
 
@@ -32,45 +34,41 @@ AHEAD = 2  # layers before its first call that a block is asked for
 class Spread:
     """What a step over several devices does beside what FSDP2 does by itself. ``model``: a wrapper around ``zamba``."""
 
-    def __init__(self, model: nn.Module, mesh: DeviceMesh, *, bf16: bool, keep: str = "blocks"):
-        zamba = cast(Zamba, model.zamba)
-        self.model, self.mesh = cast(Any, model), mesh
-        self.vectors = split(zamba)[3]
-        products = torch.bfloat16 if bf16 else None
-        for block in zamba.blocks:
-            self._shard(block, products, keep=keep in ("blocks", "all"))
-        for layer in zamba.layers:
-            self._shard(layer, products, keep=keep == "all")
-        self.model.through = lambda run: run()
-        self._shard(model, None, keep=True)
-        register_fsdp_forward_method(model, "through")
-        self.units: list[Any] = [model, *zamba.blocks, *zamba.layers]
-        _in_order(self.model, list(zamba.layers), list(zamba.blocks))
+    def __init__(self, model: nn.Module, places: Places, *, bf16: bool, keep: str = "blocks"):
+        self.model, self.zamba, self.places = cast(Any, model), cast(Any, model.zamba), places
+        self.split = Split(model, places.tensor) if places.tensor else None
+        self.units: list[Any] = []
+        if places.pieces is None:
+            self.apart = [p for p in model.parameters() if p.requires_grad]
+        else:
+            self.apart = [p for p in _apart(self.zamba) if p.requires_grad]
+            self._spread(places.pieces, torch.bfloat16 if bf16 else None, keep)
+        if self.split:
+            self.split.mark(self.zamba)
 
-    def _shard(self, unit: nn.Module, dtype: torch.dtype | None, *, keep: bool) -> None:
-        """Make a module a unit. ``keep``: gathered until ``let_go``."""
-        size = self.mesh.shape[-1]
-        fully_shard(
-            unit,
-            mesh=self.mesh,
-            mp_policy=MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False),
-            reshard_after_forward=not keep,
-            shard_placement_fn=lambda p: _placement(p, size),
-            ignored_params=set(self.vectors),
-        )
-        cast(FSDPModule, unit).set_reshard_after_backward(not keep, recurse=False)
-        unit.register_forward_pre_hook(_wide_gradients)  # behind FSDP's own, which gathers
+    def _spread(self, mesh: DeviceMesh, products: torch.dtype | None, keep: str) -> None:
+        zamba, model, ignored = self.zamba, self.model, set(_apart(self.zamba))
+        shard = partial(_shard, mesh=mesh, ignored=ignored)
+        for block in zamba.blocks:
+            shard(block, dtype=products, keep=keep in ("blocks", "all"))
+        for layer in zamba.layers:
+            shard(layer, dtype=products, keep=keep == "all")
+        model.through = lambda run: run()
+        shard(model, dtype=None, keep=True)
+        register_fsdp_forward_method(model, "through")
+        self.units = [model, *zamba.blocks, *zamba.layers]
+        _in_order(model, list(zamba.layers), list(zamba.blocks))
 
     def end_step(self) -> None:
-        """Behind the last backward pass of a step: average the gradients of vectors, and let the blocks go."""
-        grads = [p.grad for p in self.vectors if p.grad is not None]
-        if grads and dist.get_world_size() > 1:
-            together = torch.cat([grad.flatten() for grad in grads])
-            dist.all_reduce(together)
-            together /= dist.get_world_size()
-            for grad, mean in zip(grads, together.split([grad.numel() for grad in grads])):
-                grad.copy_(mean.view_as(grad))
+        """Behind the last backward pass of a step: average the gradients of what lies in no pieces, let the blocks go, and add up
+        those of what ranks hold together."""
+        grads = [p.grad for p in self.apart if p.grad is not None]
+        if self.places.count > 1:
+            add_up(grads, self.places.data)
+            torch._foreach_div_(grads, self.places.count)
         self.let_go()
+        if self.split:
+            self.split.end_step(self.zamba)
 
     def let_go(self) -> None:
         """Every device holds its own pieces alone."""
@@ -79,10 +77,34 @@ class Spread:
 
     def through(self, run: Callable[[], Any]) -> Any:
         """run() while the embedding is gathered; layers and blocks gather themselves. All processes have to do the same."""
+        if not self.units:
+            return run()
         try:
             return self.model.through(run)
         finally:
             self.let_go()
+
+
+def _apart(zamba: nn.Module) -> list[nn.Parameter]:
+    """Parameters that lie in no pieces: vectors, and adapters over a frozen model."""
+    named = list(zamba.named_parameters())
+    adapters = not all(p.requires_grad for _, p in named)
+    return [p for name, p in named if kind_of(name, p) == "vector" or (adapters and p.requires_grad)]
+
+
+def _shard(unit: nn.Module, *, mesh: DeviceMesh, ignored: set[nn.Parameter], dtype: torch.dtype | None, keep: bool) -> None:
+    """Make a module a unit. ``keep``: gathered until ``let_go``."""
+    size = mesh.shape[-1]
+    fully_shard(
+        unit,
+        mesh=mesh,
+        mp_policy=MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False),
+        reshard_after_forward=not keep,
+        shard_placement_fn=lambda p: _placement(p, size),
+        ignored_params=ignored,
+    )
+    cast(FSDPModule, unit).set_reshard_after_backward(not keep, recurse=False)
+    unit.register_forward_pre_hook(_wide_gradients)  # behind FSDP's own, which gathers
 
 
 def _placement(p: torch.Tensor, size: int) -> Shard:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,12 @@ from zamba_lm.model.weights import save_weights
 from zamba_lm.train.trainer import checkpoints
 from zamba_lm.train.trainer.checkpoints import STATE
 from zamba_lm.train.trainer.restore import restore_weights
+
+ZIPPED = ("optimizer.pt", "scheduler.pt")  # as torch writes them: cut short they are no zip files
+
+
+def _damaged(folder: Path, name: str) -> ZambaError:
+    return ZambaError(f"{folder} is damaged, {name} is missing or cut short: move the folder away, and an earlier one is taken")
 
 
 class Kept:
@@ -130,6 +137,9 @@ class Kept:
     def _restore_weights(self, folder: Path) -> None:
         if (folder / checkpoints.PIECES).is_dir():
             raise ZambaError(f"{folder} is in pieces: go on with --set scale.shard=fsdp, on any number of devices")
+        for name in ZIPPED:  # without them Trainer would begin them anew, and say nothing
+            if not is_zipfile(folder / name):
+                raise _damaged(folder, name)
         if not restore_weights(self.model, folder):
             super()._load_from_checkpoint(str(folder))
 
@@ -138,7 +148,10 @@ class Kept:
         path = folder / STATE
         if not path.is_file():
             raise ZambaError(f"{folder} lacks {STATE}: it is no checkpoint of zamba-lm train, or it is damaged; move it away")
-        return json.loads(path.read_text())
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise _damaged(folder, STATE) from error
 
     def _begin(self) -> None:
         """Called when training begins: counters as they were in the checkpoint."""

@@ -6,9 +6,13 @@ H200 (tests/train/trainer/test_plan.py has the numbers).
 """
 
 from dataclasses import dataclass
+from math import prod
+from typing import cast
 
 from zamba_lm.errors import ZambaError
 from zamba_lm.model.config import ZambaConfig
+from zamba_lm.model.names import parameter_shapes
+from zamba_lm.parallel.shard import Shard
 
 RECOMPUTE = ("none", "mixers", "blocks", "layers")
 SPARE = 0.92  # share of a device that may be planned for; the rest is the driver's and fragmentation's
@@ -46,10 +50,13 @@ def memory(
     bf16: bool,
     pieces: int = 1,
     keep: str = "blocks",
+    tensor: int = 1,
 ) -> Memory:
     """What training takes with ``micro`` rows of ``row`` tokens at once. ``pieces``: devices over which the model is spread, of
-    which ``keep`` is kept gathered (``train/scale``)."""
-    n, item = c.n_params(), 2 if bf16 else 4
+    which ``keep`` is kept gathered; ``tensor``: devices that split every layer between them (``train/scale``)."""
+    item = 2 if bf16 else 4
+    c = cast(ZambaConfig, Shard(c, 0, tensor)) if tensor > 1 else c
+    n = sum(map(prod, parameter_shapes(c).values()))
     matrices = matrix_params(c) if optimizer == "muon" else 0
     moments = 4 * matrices + 8 * (n - matrices)
     gathered, on_their_way = (0, 0) if pieces == 1 else gathered_params(c, keep)
@@ -66,9 +73,10 @@ def gathered_params(c: ZambaConfig, keep: str) -> tuple[int, int]:
     """Parameters that a device of several holds beside its piece: gathered at once (the embedding counts twice, being float32),
     and of which gradients are on their way to the others."""
     n_blocks = c.n_blocks if c.n_calls else 0
-    embedding, blocks = c.vocab_size * c.d_model, n_blocks * c.block_params()
-    layer = (c.n_params() - embedding - blocks) // c.n_layers
-    at_once = c.block_params() if n_blocks and keep == "none" else blocks
+    sizes = {name: prod(shape) for name, shape in parameter_shapes(c).items()}
+    embedding, blocks = (sum(size for name, size in sizes.items() if name.startswith(of)) for of in ("embedding", "blocks"))
+    layer = (sum(sizes.values()) - embedding - blocks) // c.n_layers
+    at_once = blocks // n_blocks if n_blocks and keep == "none" else blocks
     layers = c.n_layers if keep == "all" else 3  # one runs, one is on its way, one is being let go
     return 2 * embedding + at_once + layers * layer, embedding + blocks + 2 * layer
 
@@ -112,7 +120,7 @@ def block_numbers(c: ZambaConfig) -> int:
     """Numbers a token that one call of a shared block keeps: its input beside the embedding, normed; q, k, v; attention's result;
     the MLP and what is around it."""
     adapters = c.adapter_rank * (1 + 3 * c.attention_adapters)
-    return 2 * c.d_attn + 3 * c.d_attn + c.d_attn + 5 * c.d_model + 3 * c.d_ff + adapters
+    return 2 * c.d_attn + 4 * c.n_heads * c.head_dim + 5 * c.d_model + 3 * c.d_ff + adapters
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ class Sturdy(Kept):
         self.stop_request = StopRequest()
         self.stopped_by = 0
         self.tokens_seen = 0  # by all processes
+        self.readers = self.args.world_size  # processes that read rows of their own
         self._resume_from: Path | None = None
         self.screen: Screen | None = None
         self.add_callback(_Steps(self))
@@ -69,7 +70,6 @@ class Sturdy(Kept):
         for handler in found["kwargs_handlers"]:
             if isinstance(handler, DistributedDataParallelKwargs):
                 handler.gradient_as_bucket_view = True
-                handler.broadcast_buffers = False
         return found
 
     # running
@@ -136,7 +136,7 @@ class Sturdy(Kept):
 
     def _count(self, inputs) -> None:
         ids = next((value for key, value in inputs.items() if key.endswith("input_ids")), None)
-        self.tokens_seen += 0 if ids is None else ids.numel() * self.args.world_size
+        self.tokens_seen += 0 if ids is None else ids.numel() * self.readers
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from zamba_lm.errors import ZambaError
 from zamba_lm.model.config import ZambaConfig
-from zamba_lm.train.recipes.budget import device_bytes, rows_of_device
+from zamba_lm.train.recipes.budget import device_bytes, processes, rows_of_device
+from zamba_lm.train.scale.mesh import pieces_of
 from zamba_lm.train.trainer import plan
 from zamba_lm.train.trainer.plan import SPARE, gib
 from zamba_lm.train.tuning.lora import Lora
@@ -21,12 +22,13 @@ class Kind:
     nf4: bool
 
 
-def fixed(c: ZambaConfig, kind: Kind, *, bf16: bool) -> int:
-    """Bytes of the frozen weights and of everything about the adapters."""
+def fixed(c: ZambaConfig, kind: Kind, *, bf16: bool, pieces: int = 1, keep: str = "blocks") -> int:
+    """Bytes of the frozen weights, over ``pieces`` devices, and of everything about the adapters."""
     frozen, trained = numbers(c, kind.lora)
     rest, item = c.n_params() - frozen, 2 if bf16 else 4
     weights = (NF4 if kind.nf4 else item) * frozen + item * rest
-    return int(weights + TRAINED * trained)
+    gathered = plan.gathered_params(c, keep)[0] if pieces > 1 else 0
+    return int(weights / pieces + item * gathered + TRAINED * trained)
 
 
 def numbers(c: ZambaConfig, lora: Lora) -> tuple[int, int]:
@@ -44,7 +46,7 @@ def numbers(c: ZambaConfig, lora: Lora) -> tuple[int, int]:
 
 def at_once(config, c: ZambaConfig, kind: Kind, *, row: int, rows: int, unit: str) -> int:
     """Rows of ``row`` tokens that one device takes at once, of its share of ``rows``. ZambaError with what would fit."""
-    most, limit = rows_of_device(rows), device_bytes(config)
+    most, limit = rows_of_device(config, rows), device_bytes(config)
     if config.batch.micro and most % config.batch.micro:
         raise ZambaError(f"batch.micro is {config.batch.micro}, but a device's {most} {unit} of a step do not divide by it")
     every = {micro: total(config, c, kind, row=row, micro=micro) for micro in range(1, most + 1) if most % micro == 0}
@@ -59,7 +61,12 @@ def at_once(config, c: ZambaConfig, kind: Kind, *, row: int, rows: int, unit: st
 
 def total(config, c: ZambaConfig, kind: Kind, *, row: int, micro: int) -> int:
     item = 2 if config.run.bf16 else 4
-    return fixed(c, kind, bf16=config.run.bf16) + plan.activations(c, row * micro, config.batch.recompute, item)
+    return _fixed(config, c, kind) + plan.activations(c, row * micro, config.batch.recompute, item)
+
+
+def _fixed(config, c: ZambaConfig, kind: Kind) -> int:
+    pieces = pieces_of(config.scale, processes())
+    return fixed(c, kind, bf16=config.run.bf16, pieces=pieces, keep=config.scale.keep)
 
 
 def _advice(config, every: dict[int, int], limit: int) -> str:
@@ -78,7 +85,7 @@ def told(config, c: ZambaConfig, kind: Kind, *, row: int, rows: int, unit: str) 
     trained = numbers(c, kind.lora)[1]
     parts = [
         (gib(device_bytes(config)), "memory of one device"),
-        (gib(fixed(c, kind, bf16=config.run.bf16)), f"weights in {weights}, and {trained / 1e6:.1f} M numbers of adapters"),
+        (gib(_fixed(config, c, kind)), f"weights in {weights}, and {trained / 1e6:.1f} M numbers of adapters"),
         (gib(total(config, c, kind, row=row, micro=micro)), f"with activations of {micro} {unit} of {row} tokens (estimate)"),
     ]
     return "\n".join(f"{size:>12}  {text}" for size, text in parts)

@@ -39,7 +39,7 @@ class Dpo(Native, Paced, Sturdy, DPOTrainer):
         return dataset.add_column("ref_chosen_logps", chosen).add_column("ref_rejected_logps", rejected)
 
     def _count(self, inputs) -> None:
-        self.tokens_seen += int(inputs["attention_mask"].sum()) * self.args.world_size
+        self.tokens_seen += int(inputs["attention_mask"].sum()) * self.readers
 
 
 @contextmanager

@@ -1,12 +1,13 @@
 """What happens in every tuning recipe: a model that is there, chats or pairs, a trainer, and at the end a finished model."""
 
+import warnings
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
 
 import torch
 from datasets import Dataset, concatenate_datasets
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, TrainingArguments
 from trl import DPOConfig, SFTConfig
 
 from zamba_lm.errors import ZambaError
@@ -33,15 +34,14 @@ from zamba_lm.train.tuning.sft import SftRows
 @quiet()
 def tune_chats(config, *, lora: Lora | None = None, nf4: bool = False, resume: bool) -> Path:
     """Train on rows of chats; returns OUT/model, or OUT/adapter where nothing is merged."""
-    if lora:
-        refuse(config)
+    refuse(config, nf4=nf4, layers=lora is None)
     shape, tokenizer, batch = read_config(origin(config.start)), tokenizer_of(config), config.batch
     config = replace(config, data=weighted(config, tokenizer, shape))
     leg = language.Leg(batch.row, batch.rows, steps_of(config))
     micro = _at_once(config, shape, lora, nf4, row=batch.row, rows=batch.rows, unit="rows")
     args = language.arguments(config, steps=leg.steps, micro=micro, rows=batch.rows, kind=SFTConfig, **SKIPPED)
     model = model_of(config, args.device, adapters=lora is not None, nf4=nf4)
-    trainer = language.trainer_kind(SftRows, config)(
+    trainer = language.trainer_kind(SftRows, config, adapters=lora is not None)(
         model,
         args=args,
         feed=language.feed_of(config, [leg], leg, micro, args, tokenizer, shape),
@@ -49,7 +49,7 @@ def tune_chats(config, *, lora: Lora | None = None, nf4: bool = False, resume: b
         build_optimizer=lambda model: language.optimizer(model.zamba, config.optim),
         held_out=text.held_out(config.data, model.zamba, tokenizer, batch.row, config.run.eval_bytes),
         watch=language.watch(config),
-        processing_class=for_trl(tokenizer, Path(config.out)),
+        processing_class=for_trl(tokenizer, Path(config.out), args),
         peft_config=peft_config(model, lora) if lora else None,
     )
     trainer.fit(resume=resume)
@@ -84,6 +84,7 @@ def steps_of(config) -> int:
 @quiet()
 def tune_pairs(config, *, lora: Lora | None = None, nf4: bool = False, resume: bool) -> Path:
     """Train on preference pairs; returns OUT/model, or OUT/adapter where nothing is merged."""
+    refuse(config, nf4=nf4, layers=False)
     shape, tokenizer, batch = read_config(origin(config.start)), tokenizer_of(config), config.batch
     data = pairs_of(config, tokenizer, shape, "train")
     held_out = pairs_of(config, tokenizer, shape, "held_out") if config.data.held_out else None
@@ -93,7 +94,7 @@ def tune_pairs(config, *, lora: Lora | None = None, nf4: bool = False, resume: b
     if held_out is None:
         args.eval_strategy = "no"
     model = model_of(config, args.device, adapters=lora is not None, nf4=nf4)
-    trainer = Dpo(
+    trainer = language.trainer_kind(Dpo, config, adapters=lora is not None)(
         model,
         args=args,
         train_dataset=data,
@@ -101,7 +102,7 @@ def tune_pairs(config, *, lora: Lora | None = None, nf4: bool = False, resume: b
         rate=language.rate_of(config, steps),
         build_optimizer=lambda model: language.optimizer(model.zamba, config.optim),
         watch=language.watch(config),
-        processing_class=for_trl(tokenizer, Path(config.out)),
+        processing_class=for_trl(tokenizer, Path(config.out), args),
         peft_config=peft_config(model, lora) if lora else None,
     )
     trainer.measure_last = held_out is not None
@@ -115,14 +116,17 @@ def pairs_of(config, tokenizer: Tokenizer, shape: ZambaConfig, split: str) -> Da
         raise ZambaError("data.sources names no pairs; give a tokenised set with --set data.sources.NAME=FOLDER")
     found = []
     for where in config.data.sources.values():
-        try:
-            shards = text.opened(config.data, where, split, tokenizer)
-        except ZambaError:
-            if split == "held_out":
-                continue
-            raise
+        if split == "held_out" and not text.holds_out(config.data, where):
+            continue
+        shards = text.opened(config.data, where, split, tokenizer)
         shards.refuse_model(shape.vocab_size)
         found.append(pairs(shards, longest=config.batch.length))
+        if left_out := len(shards) - len(found[-1]):
+            warnings.warn(
+                f"{shards.folder}: {left_out:,} of {len(shards):,} {split} pairs are longer than {config.batch.length:,} tokens "
+                "(batch.length) and left out",
+                stacklevel=2,
+            )
     return concatenate_datasets(found) if found else None
 
 
@@ -165,9 +169,11 @@ def _at_once(config, shape: ZambaConfig, lora: Lora | None, nf4: bool, *, row: i
     return budget.at_once(config, shape, budget.Kind(lora, nf4), row=row, rows=rows, unit=unit)
 
 
-def for_trl(tokenizer: Tokenizer, folder: Path) -> PreTrainedTokenizerFast:
+def for_trl(tokenizer: Tokenizer, folder: Path, args: TrainingArguments) -> PreTrainedTokenizerFast:
     """The tokenizer as transformers has it; TRL wants one, and saves it with every checkpoint."""
-    tokenizer.save(folder / "tokenizer")
+    with args.main_process_first(local=False):
+        if args.process_index == 0:
+            tokenizer.save(folder / "tokenizer")
     return PreTrainedTokenizerFast.from_pretrained(str(folder / "tokenizer"))
 
 

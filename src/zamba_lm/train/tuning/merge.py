@@ -7,9 +7,9 @@ import torch
 
 from zamba_lm.errors import ZambaError
 from zamba_lm.hub import resolve
-from zamba_lm.model.load import load_model
 from zamba_lm.model.weights import save_weights
 from zamba_lm.text.tokenizer import Tokenizer
+from zamba_lm.train.recipes.origin import loaded
 
 
 def merge(
@@ -31,7 +31,7 @@ def merge(
     from zamba_lm.hf import wrap
 
     folder = resolve(base or base_of(Path(adapter)))
-    zamba = load_model(folder, device="cpu", dtype="auto")
+    zamba = loaded(folder, device="cpu", dtype="auto")
     out_dtype, zamba = out_dtype or zamba.dtype, zamba.float()
     try:
         tuned = PeftModel.from_pretrained(wrap(zamba), str(adapter))

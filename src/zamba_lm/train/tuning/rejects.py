@@ -4,12 +4,14 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
 from zamba_lm.errors import ZambaError
 from zamba_lm.text.chat import check
+from zamba_lm.train.data import sources
+from zamba_lm.train.data.records import read
 
 Record = Mapping
 CUT = "length"  # the finish reason of an answer that ran out of tokens
@@ -30,23 +32,27 @@ def write_rejects(
     batch: int = 1024,
     worse: Callable[[Record, str], bool] = differs,
     keep_cut: bool = True,
-    on_batch: Callable[[Counter], None] | None = None,
+    on_batch: Callable[[int, Counter], None] | None = None,
 ) -> Counter:
     """Sample ``samples`` answers to the prompt of every record and write one pair for each that is ``worse`` than its chosen one.
 
     llm: a ``zamba_lm.LLM`` of the model to be tuned. records: preference pairs {"prompt", "chosen"} (a "rejected" is ignored) or
     chats {"messages"}, whose last assistant turn is the chosen answer. params: ``SamplingParams`` with a temperature and a seed;
     sample k uses seed + k, so that the same model writes the same file. keep_cut: also take answers that ran out of tokens.
+    on_batch: told the records done and the counts so far.
 
     ``out`` is JSONL of {"prompt", "chosen", "rejected", "source", "record", "cut"}, which ``zamba_lm.train.data`` reads. Beside
-    it stands ``out.progress``, from which a run that was cut off goes on behind its last complete batch. Returns counts: pairs,
-    same (not worse), empty, cut.
+    it stands ``out.progress``, from which a run that was cut off goes on behind its last complete batch; ZambaError where it was
+    begun by another model or with other settings. Returns counts: pairs, same (not worse), empty, cut.
     """
     if params.temperature <= 0 or params.seed is None:
         raise ZambaError(
             f"rejects need a temperature above 0 and a seed, found temperature {params.temperature} and seed {params.seed}"
         )
-    done, counts = _resume(out, _progress(out))
+    made = {"model": str(llm.folder), **asdict(params), "stop": list(params.stop), "samples": samples, "keep_cut": keep_cut}
+    done, counts = _resume(out, _progress(out), made)
+    if on_batch:
+        on_batch(done, counts)
     pairs = islice(enumerate(map(as_pair, records)), done, None)
     with out.open("a", encoding="utf-8") as file:
         while chunk := list(islice(pairs, batch)):
@@ -56,26 +62,60 @@ def write_rejects(
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
-            _note(_progress(out), {"done": chunk[-1][0] + 1, "bytes": file.tell(), "counts": counts})
+            done = chunk[-1][0] + 1
+            _note(_progress(out), {"done": done, "bytes": file.tell(), "counts": counts, "made": made})
             if on_batch:
-                on_batch(counts)
+                on_batch(done, counts)
     return counts
 
 
+def read_pairs(names: Iterable[str | Path], *, bad_lines: str = "error") -> tuple[list[dict], Counter]:
+    """The records of files, folders, patterns and hub names, as ``as_pair`` gives them, and reasons why some were left out.
+
+    A record that says nothing of a source gets its file's name. ZambaError names file and line of a record that is no pair and no
+    chat, unless ``bad_lines`` is "skip": then it is counted.
+    """
+    pairs, left_out = [], Counter()
+    for source in sources.find(names):
+        for where, record in sources.records(source):
+            try:
+                if isinstance(record, sources.BadLine):
+                    raise ZambaError(str(record))
+                pair = as_pair(record)
+            except ZambaError as error:
+                if bad_lines == "error":
+                    raise ZambaError(f"{source} {where}: {error}; --bad-lines skip passes over such lines") from error
+                left_out["bad lines"] += 1
+                continue
+            pairs.append({**pair, "source": pair["source"] or source.name})
+    return pairs, left_out
+
+
 def as_pair(record: Record) -> dict:
-    """{"prompt": messages, "chosen": text, "source"} of a preference pair or of a chat that ends with the assistant."""
-    messages = record.get("messages")
-    if messages is not None:
+    """{"prompt": messages, "chosen": text, "source"} of a preference pair, of a chat that ends with the assistant, or of an
+    instruction with its response."""
+    if "chosen" not in record and (record.get("instruction") or "messages" in record):
+        messages = read(record).messages if record.get("instruction") else record["messages"]
         check(messages)
         if messages[-1]["role"] != "assistant" or len(messages) < 2:
             raise ZambaError(f"a chat of {len(messages)} messages does not end with an answer of the assistant: {_short(record)}")
         return {"prompt": list(messages[:-1]), "chosen": messages[-1]["content"], "source": record.get("source")}
-    if "prompt" not in record or not isinstance(record.get("chosen"), str):
+    prompt = record.get("prompt")
+    prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    chosen = _text(record.get("chosen"), prompt)
+    if prompt is None or chosen is None:
         raise ZambaError(f'a record needs "prompt" and a "chosen" text, or "messages": {_short(record)}')
-    prompt = record["prompt"]
-    prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     check(prompt)
-    return {"prompt": prompt, "chosen": record["chosen"], "source": record.get("source")}
+    return {"prompt": list(prompt), "chosen": chosen, "source": record.get("source")}
+
+
+def _text(chosen: object, prompt: list | None) -> str | None:
+    """What an answer says that is a text, or one message of the assistant, perhaps behind the prompt; None for anything else."""
+    if isinstance(chosen, list):
+        rest = chosen[len(prompt) :] if prompt and chosen[: len(prompt)] == prompt else chosen
+        one = rest[0] if len(rest) == 1 and isinstance(rest[0], Mapping) else {}
+        chosen = one.get("content") if one.get("role") == "assistant" else None
+    return chosen if isinstance(chosen, str) else None
 
 
 def _judged(chunk, answers, worse, keep_cut: bool, counts: Counter) -> Iterator[dict]:
@@ -97,15 +137,18 @@ def _note(progress: Path, entry: dict) -> None:
     beside.replace(progress)
 
 
-def _resume(out: Path, progress: Path) -> tuple[int, Counter]:
+def _resume(out: Path, progress: Path, made: dict) -> tuple[int, Counter]:
     """Records done and counts so far; what stands in ``out`` behind the last complete batch is cut off."""
     out.parent.mkdir(parents=True, exist_ok=True)
     if not progress.exists():
         if out.exists():
             raise ZambaError(f"{out} exists and no {progress.name} says how far it got; remove it or choose another file")
-        _note(progress, {"done": 0, "bytes": 0, "counts": {}})
+        _note(progress, {"done": 0, "bytes": 0, "counts": {}, "made": made})
         out.touch()
     entry = json.loads(progress.read_text(encoding="utf-8"))
+    for key, now in made.items():
+        if (was := entry.get("made", made).get(key)) != now:
+            raise ZambaError(f"{out} was begun with {key} {was}, not {now}; go on with that, or choose another file")
     if not out.exists() or out.stat().st_size < entry["bytes"]:
         raise ZambaError(f"{out} is shorter than {progress.name} says; remove both and begin again")
     os.truncate(out, entry["bytes"])

@@ -8,6 +8,7 @@ from zamba_lm.ops.attention.triton.append import append, blank
 from zamba_lm.ops.attention.triton.backward import WideAttention
 from zamba_lm.ops.attention.triton.decode import decode
 from zamba_lm.ops.attention.triton.flash import flash, suits_flash
+from zamba_lm.ops.attention.triton.hopper import hopper_prefill, suits_hopper, suits_tall, tall_prefill
 from zamba_lm.ops.attention.triton.joined import joined, suits_joining
 from zamba_lm.ops.attention.triton.packed import HEADS_OF, packed_attention
 from zamba_lm.ops.attention.triton.prefill import prefill
@@ -16,7 +17,7 @@ from zamba_lm.ops.rope.triton import FLOATS, rope_triton
 
 WIDEST = 512
 WIDEST_OF_TORCH = 256  # its flash kernels' limit
-TOKENS_OF_A_RUN = 256  # below this, one launch for all sequences beats one of torch's for each run of equal lengths
+TOKENS_OF_A_RUN = 16384  # below this, one launch for all sequences beats torch's library, which plans every new shape for 7 ms
 
 
 def attention_triton(q_THd, k_THd, v_THd, scale, packing, cache=None, angles=None):
@@ -27,16 +28,22 @@ def attention_triton(q_THd, k_THd, v_THd, scale, packing, cache=None, angles=Non
     if cache is not None and packing.total == len(packing):
         return decode(q_THd, k_THd, v_THd, scale, cache, angles)
     past = (0,) * len(packing) if cache is None else cache.past
-    torch_is_faster, in_two = _suits_torch(q_THd, packing, past), cache is not None and suits_joining(q_THd, packing, past)
+    on_hopper = suits_hopper(q_THd, cache)
+    torch_is_faster = not on_hopper and _suits_torch(q_THd, packing, past)
+    in_two = cache is not None and not on_hopper and suits_joining(q_THd, packing, past)
     if cache is not None or angles is not None:
         keep = cache is None or torch_is_faster or in_two
         q_THd, k_THd = append(q_THd, k_THd, v_THd, packing, cache, angles, keep)
+    if on_hopper:
+        return hopper_prefill(q_THd, scale, packing, cache)
     if torch_is_faster:
         if not packing.known:
             blank(k_THd, v_THd, packing)
         return attention_reference(q_THd, k_THd, v_THd, scale, packing)
     if in_two:
         return joined(q_THd, k_THd, v_THd, scale, cache, past[0])
+    if suits_tall(q_THd, k_THd, v_THd, packing, cache, past):
+        return tall_prefill(q_THd, k_THd, v_THd, scale, packing, cache)
     if packing.known and suits_two_steps(q_THd, packing):
         return wide_prefill(q_THd, k_THd, v_THd, scale, packing, cache, past)
     return prefill(q_THd, k_THd, v_THd, scale, packing, cache)
@@ -55,7 +62,7 @@ def _suits_torch(q_THd, packing, past) -> bool:
     frame's lengths they know nothing, so there it must be one sequence, at the front."""
     if past is None or (len(packing) > 1 and not packing.known):
         return False
-    few = len(packing.runs) * TOKENS_OF_A_RUN <= packing.total
+    few = len(packing.runs) == 1 or len(packing.runs) * TOKENS_OF_A_RUN <= packing.total
     return few and q_THd.is_cuda and not any(past) and q_THd.shape[2] <= WIDEST_OF_TORCH and q_THd.dtype != torch.float32
 
 

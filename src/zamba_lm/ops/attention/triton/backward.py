@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from zamba_lm.ops.attention.triton.hopper import suits_tall, tall_prefill
 from zamba_lm.ops.attention.triton.prefill import prefill
 from zamba_lm.ops.attention.triton.products import dot
 from zamba_lm.ops.attention.triton.wide import suits_two_steps, wide_prefill
@@ -78,6 +79,7 @@ class WideAttention(torch.autograd.Function):
     def forward(ctx, q_THd, k_THd, v_THd, scale, lengths):
         packing = Packing(lengths)
         run = wide_prefill if suits_two_steps(q_THd, packing) else prefill
+        run = tall_prefill if suits_tall(q_THd, k_THd, v_THd, packing) else run
         y, lse = run(q_THd, k_THd, v_THd, scale, packing, with_lse=True)
         ctx.save_for_backward(q_THd, k_THd, v_THd, y, lse)
         ctx.scale, ctx.lengths = scale, lengths

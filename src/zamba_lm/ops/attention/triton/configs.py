@@ -2,16 +2,17 @@
 
 import torch
 
-# decode: rows of a tile, warps, depth of the pipeline, programs that share one multiprocessor, tiles to fetch before waiting
+# decode: rows of a tile, channels of a piece of it, warps, depth of the pipeline, programs that share one multiprocessor, tiles
+# to fetch before waiting, whether the first tile comes before the loop
 DECODE = {
-    16: {"tokens": 64, "warps": 4, "stages": 3, "residents": 2, "ahead": 1},
-    32: {"tokens": 64, "warps": 4, "stages": 3, "residents": 2, "ahead": 1},
-    64: {"tokens": 64, "warps": 4, "stages": 3, "residents": 2, "ahead": 1},
-    128: {"tokens": 64, "warps": 4, "stages": 3, "residents": 2, "ahead": 1},
-    256: {"tokens": 32, "warps": 4, "stages": 3, "residents": 2, "ahead": 1},
-    512: {"tokens": 16, "warps": 4, "stages": 3, "residents": 2, "ahead": 1},
+    16: {"tokens": 64, "channels": 16, "warps": 4, "stages": 3, "residents": 2, "ahead": 1, "peel": True},
+    32: {"tokens": 64, "channels": 32, "warps": 4, "stages": 3, "residents": 2, "ahead": 1, "peel": True},
+    64: {"tokens": 64, "channels": 64, "warps": 4, "stages": 3, "residents": 2, "ahead": 1, "peel": True},
+    128: {"tokens": 64, "channels": 128, "warps": 4, "stages": 3, "residents": 2, "ahead": 1, "peel": True},
+    256: {"tokens": 32, "channels": 256, "warps": 4, "stages": 3, "residents": 2, "ahead": 1, "peel": True},
+    512: {"tokens": 16, "channels": 512, "warps": 4, "stages": 3, "residents": 2, "ahead": 1, "peel": True},
 }
-UNSPLIT = {160: {"tokens": 16, "warps": 2, "stages": 4}}  # by head width itself: where heads are so many that none is split
+UNSPLIT = {160: {"channels": 32, "stages": 4, "peel": False}}  # by head width itself: where heads are so many that none is split
 
 
 def decode_config(head_dim: int, width: int, itemsize: int, cache, pairs: int, multiprocessors: int) -> dict:

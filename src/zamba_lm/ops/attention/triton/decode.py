@@ -19,13 +19,42 @@ LOW = tl.constexpr(-1e38)  # below every score, and finite: the difference of tw
 
 
 @triton.jit
+def tile(pool, n, keep, D: tl.constexpr, CH: tl.constexpr):
+    """Tokens n of a page, in pieces of CH channels: powers of two that together are hardly wider than a head, where one would be
+    up to twice as wide, and the same layout for all."""
+    pieces = ()
+    for c in tl.static_range((D + CH - 1) // CH):
+        d = c * CH + tl.arange(0, CH)
+        if (c + 1) * CH <= D:
+            pieces += (tl.load(pool + n[:, None] * D + d[None, :], mask=keep[:, None], other=0.0),)
+        else:
+            pieces += (tl.load(pool + n[:, None] * D + d[None, :], mask=keep[:, None] & (d < D)[None, :], other=0.0),)
+    return pieces
+
+
+@triton.jit
 def one_tile(q, k, v, seen, m, total, acc):
-    """Add one tile of keys and values (BN, DP) to the running softmax of each of its rows."""
-    s = tl.where(seen, tl.sum(k.to(tl.float32) * q[None, :], axis=1), LOW)
+    """Add one tile of keys and values, pieces (BN, CH), to the running softmax of each of its rows."""
+    products = k[0].to(tl.float32) * q[0][None, :]
+    for c in tl.static_range(1, len(k)):
+        products += k[c].to(tl.float32) * q[c][None, :]
+    s = tl.where(seen, tl.sum(products, axis=1), LOW)
     top = tl.maximum(m, s)
     p = tl.where(seen, tl.exp2(s - top), 0.0)
     old = tl.exp2(m - top)
-    return top, total * old + p, acc * old[:, None] + p[:, None] * v.to(tl.float32)
+    more = ()
+    for c in tl.static_range(len(v)):
+        more += (acc[c] * old[:, None] + p[:, None] * v[c].to(tl.float32),)
+    return top, total * old + p, more
+
+
+@triton.jit
+def row_of(x, cos, sin, d, keep, D: tl.constexpr, TURN: tl.constexpr):
+    """Channels d of the new token's query or key, rotated where TURN."""
+    if TURN:
+        return turned(x, cos, sin, d, keep, D).to(x.dtype.element_ty)
+    else:
+        return tl.load(x + d, mask=keep, other=0.0)
 
 
 @triton.jit
@@ -68,80 +97,84 @@ def prefetch_tile(keys, values, table, at, slab, pool_p, n_pages, M, PAGE, D: tl
 def decode_kernel(
     q, k, v, cos, sin, keys, values, pages, past_S, y, partial, stats, counters,
     q_t, q_h, k_t, k_h, v_t, v_h, pool_p, pool_h, pages_s, n_pages, M, PAGE, scale,
-    HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr,
-    AHEAD: tl.constexpr, TURN: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
+    HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, CH: tl.constexpr, BN: tl.constexpr, SPLITS: tl.constexpr,
+    STAGES: tl.constexpr, AHEAD: tl.constexpr, PEEL: tl.constexpr, TURN: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (pair, split): every SPLITS-th tile of the past of one head of one sequence; the last split also has the new token,
-    straight from its row, and writes it to the page. EARLY: ages, pages and past entries were there before the
-    chain of kernels began, and are read before waiting for the kernel in front."""
+    straight from its row, and writes it to the page. EARLY: ages, pages and past entries were there before the chain of kernels
+    began, and are read before waiting for the kernel in front. PEEL: the first tile is loaded without waiting for the age: that
+    helps a few programs; where many follow one another on a multiprocessor, the loop had better begin at once."""
     pair, split = tl.program_id(0), tl.program_id(1)
     sequence, head = pair // HEADS, pair % HEADS
     if PDL:
         gdc_launch_dependents()
         if not EARLY:
             gdc_wait()
-    d, n = tl.arange(0, DP), tl.arange(0, BN)
-    inside = d < D
+    n = tl.arange(0, BN)
     newest = split == SPLITS - 1
     table = pages + sequence * pages_s
-    lane = n[:, None] * D + d[None, :]
     slab = head.to(tl.int64) * pool_h
-    # The first tile is loaded without waiting for the age: its page may be wild and its rows stale, and count only if seen.
     at = split * BN
     past = tl.load(past_S + sequence)
-    where = perhaps(table, at, slab, pool_p, n_pages, M, PAGE, D)
-    there = ((at + n) < M * PAGE)[:, None] & inside[None, :]
-    k_tile = tl.load(keys + where + lane, mask=there, other=0.0)
-    v_tile = tl.load(values + where + lane, mask=there, other=0.0)
     seen = at + n < past
+    if PEEL:  # the first tile's page may be wild and its rows stale: they count only if seen
+        where = perhaps(table, at, slab, pool_p, n_pages, M, PAGE, D)
+        there = at + n < M * PAGE
+        k_first, v_first = tile(keys + where, n, there, D, CH), tile(values + where, n, there, D, CH)
     page_new = tl.load(table + past // PAGE, mask=newest, other=0).to(tl.int64)
     if PDL and EARLY:
-        for i in tl.static_range(1, AHEAD + 1):
+        for i in tl.static_range(1 if PEEL else 0, AHEAD + 1):
             prefetch_tile(keys, values, table, at + i * SPLITS * BN, slab, pool_p, n_pages, M, PAGE, D, BN)
         gdc_wait()
 
     dtype = q.dtype.element_ty
-    q_at, k_at = q + sequence.to(tl.int64) * q_t + head * q_h, k + sequence.to(tl.int64) * k_t + head * k_h
-    v_new = tl.load(v + sequence.to(tl.int64) * v_t + head * v_h + d, mask=inside & newest, other=0.0)
-    if TURN:
-        angle = sequence * (D // 2)
-        q_row = turned(q_at, cos + angle, sin + angle, d, inside, D).to(dtype)
-        k_new = turned(k_at, cos + angle, sin + angle, d, inside & newest, D).to(dtype)
-    else:
-        q_row = tl.load(q_at + d, mask=inside, other=0.0)
-        k_new = tl.load(k_at + d, mask=inside & newest, other=0.0)
-    q_row = q_row.to(tl.float32) * scale
+    q += sequence.to(tl.int64) * q_t + head * q_h
+    k += sequence.to(tl.int64) * k_t + head * k_h
+    v += sequence.to(tl.int64) * v_t + head * v_h
+    cos += sequence * (D // 2)
+    sin += sequence * (D // 2)
+    q_row, k_new, v_new, v_seen, acc = (), (), (), (), ()
+    for c in tl.static_range((D + CH - 1) // CH):
+        d = c * CH + tl.arange(0, CH)
+        q_row += (row_of(q, cos, sin, d, d < D, D, TURN).to(tl.float32) * scale,)
+        k_new += (row_of(k, cos, sin, d, (d < D) & newest, D, TURN),)
+        v_new += (tl.load(v + d, mask=(d < D) & newest, other=0.0),)
+        if PEEL:
+            v_seen += (tl.where(seen[:, None], v_first[c], 0.0),)
+        acc += (tl.zeros([BN, CH], tl.float32),)
 
     m = tl.full([BN], LOW, tl.float32)
     total = tl.zeros([BN], tl.float32)
-    acc = tl.zeros([BN, DP], tl.float32)
-    v_tile = tl.where(seen[:, None], v_tile, 0.0)
-    m, total, acc = one_tile(q_row, k_tile, v_tile, seen, m, total, acc)
-    for block in tl.range(split + SPLITS, tl.cdiv(past, BN), SPLITS, num_stages=STAGES):
+    if PEEL:
+        m, total, acc = one_tile(q_row, k_first, v_seen, seen, m, total, acc)
+    for block in tl.range(split + (SPLITS if PEEL else 0), tl.cdiv(past, BN), SPLITS, num_stages=STAGES):
         at = block * BN
         seen = at + n < past
         page = tl.load(table + at // PAGE).to(tl.int64)
         where = page * pool_p + slab + (at % PAGE) * D
-        k_tile = tl.load(keys + where + lane, mask=seen[:, None] & inside[None, :], other=0.0)
-        v_tile = tl.load(values + where + lane, mask=seen[:, None] & inside[None, :], other=0.0)
+        k_tile, v_tile = tile(keys + where, n, seen, D, CH), tile(values + where, n, seen, D, CH)
         m, total, acc = one_tile(q_row, k_tile, v_tile, seen, m, total, acc)
 
-    top = tl.max(m, axis=0)
-    s_new = tl.where(newest, tl.sum(q_row * k_new.to(tl.float32), axis=0), LOW)
-    top = tl.maximum(top, s_new)
+    products = q_row[0] * k_new[0].to(tl.float32)
+    for c in tl.static_range(1, len(q_row)):
+        products += q_row[c] * k_new[c].to(tl.float32)
+    s_new = tl.where(newest, tl.sum(products, axis=0), LOW)
+    top = tl.maximum(tl.max(m, axis=0), s_new)
     share_new = tl.where(newest, tl.exp2(s_new - top), 0.0)
     old = tl.exp2(m - top)
     whole = tl.sum(total * old, axis=0) + share_new
-    row = tl.sum(acc * old[:, None], axis=0) + share_new * v_new.to(tl.float32)
-    if newest:
-        where = page_new * pool_p + slab + (past % PAGE) * D
-        tl.store(keys + where + d, k_new, mask=inside)
-        tl.store(values + where + d, v_new, mask=inside)
-    if SPLITS == 1:
-        tl.store(y + pair * D + d, (row / whole).to(dtype), mask=inside)
-    else:
-        part = pair * SPLITS + split
-        tl.store(partial + part * DP + d, row, mask=inside)
+    where = page_new * pool_p + slab + (past % PAGE) * D
+    part = pair * SPLITS + split
+    for c in tl.static_range(len(acc)):
+        d = c * CH + tl.arange(0, CH)
+        row = tl.sum(acc[c] * old[:, None], axis=0) + share_new * v_new[c].to(tl.float32)
+        tl.store(keys + where + d, k_new[c], mask=(d < D) & newest)
+        tl.store(values + where + d, v_new[c], mask=(d < D) & newest)
+        if SPLITS == 1:
+            tl.store(y + pair * D + d, (row / whole).to(dtype), mask=d < D)
+        else:
+            tl.store(partial + part * DP + d, row, mask=d < D)
+    if SPLITS > 1:
         tl.store(stats + part * 2, top)
         tl.store(stats + part * 2 + 1, whole)
         tl.debug_barrier()  # the whole program has written before one thread says so
@@ -185,10 +218,12 @@ def decode(q_SHd, k_SHd, v_SHd, scale, cache, angles, config=None):
         HEADS=H,
         D=D,
         DP=width,
+        CH=min(config["channels"], width),
         BN=config["tokens"],
         SPLITS=splits,
         STAGES=config["stages"],
         AHEAD=config["ahead"],
+        PEEL=config["peel"],
         TURN=angles is not None,
         EARLY=cache.early,
         num_warps=config["warps"],

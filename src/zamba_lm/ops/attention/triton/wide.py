@@ -15,13 +15,7 @@ from zamba_lm.ops.attention.triton.products import LOG2_E, dot
 from zamba_lm.ops.gpu import launch
 
 ROOM = 512 << 20  # bytes of weights
-WIDE = {
-    "queries": 128,
-    "keys": 128,
-    "scores": (64, 3, 8),
-    "mix": (64, 4, 8),
-    "tma": False,
-}  # channels or keys a step, stages, warps
+WIDE = {"queries": 128, "keys": 128, "scores": (64, 3, 8), "mix": (64, 4, 8)}  # channels or keys a step, stages, warps
 WIDE_F32 = {"queries": 64, "keys": 64, "scores": (32, 2, 8), "mix": (32, 2, 8)}
 LOW = tl.constexpr(-1e38)
 

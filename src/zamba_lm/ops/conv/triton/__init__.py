@@ -10,7 +10,7 @@ from zamba_lm.ops.packing import Packing, on_device
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 # Tokens at a time, how many times, channels, warps: enough loads under way, and no register spilled, on Hopper.
 FORWARD = (8, 2, 256, 1)
-BACKWARD = (8, 8, 128, 2)
+BACKWARD = (16, 4, 128, 2)
 
 
 def conv_triton(x_TC, weight_CK, bias_C, packing: Packing, window_SKC=None, slots_S=None, in_place=False):

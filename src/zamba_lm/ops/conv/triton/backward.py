@@ -116,7 +116,10 @@ def slide(
 
 @triton.jit
 def through_silu(d_y, total):
-    sigmoid = 1 / (1 + tl.exp(-total))
+    root = tl.rsqrt(
+        1 + tl.exp2(total * -1.4426950408889634)
+    )  # its square is the sigmoid: half the instructions of exp and division
+    sigmoid = root * root
     return d_y.to(tl.float32) * sigmoid * (1 + total * (1 - sigmoid))
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from zamba_lm.ops.linear.normed import Normed, prepared
 from zamba_lm.ops.linear.reference import linear_reference, unpack
-from zamba_lm.ops.linear.triton.few import few_rows, ring_row, rings, skinny_gated, some_rows, streams_through
+from zamba_lm.ops.linear.triton.few import few_rows, ring_row, skinny_gated, some_rows, streams_through
 from zamba_lm.ops.linear.triton.gelu import gated
 from zamba_lm.ops.linear.triton.place import fits, gated_in_place
 from zamba_lm.ops.linear.triton.prepare import prepare
@@ -27,7 +27,7 @@ def linear_triton(x, weight, row_scale=None, norm: Normed | None = None, residua
     if _trains(weight, x, norm, residual):
         return product(x, unpack(weight, row_scale), norm, residual).view(*lead, len(weight))
     weight = _dense(weight, row_scale)
-    if rows == 1 and rings(weight):
+    if rows == 1 and streams_through(weight):
         y = ring_row(x, weight, norm, residual)
     elif rows <= FEW:
         y = few_rows(x, weight, norm, residual)
@@ -54,7 +54,7 @@ def gated_linear_triton(x, weight, row_scale=None, norm: Normed | None = None, a
     weight = _dense(weight, row_scale)
     if adapter is not None:
         A, B = _dense(A, A_scale), _dense(B, B_scale)
-    if rows == 1 and adapter is None and rings(weight):
+    if rows == 1 and adapter is None and streams_through(weight):
         return ring_row(x, weight, norm, gated=True).view(*lead, -1)
     if rows <= FEW:
         low = None if adapter is None else (few_rows(x, A, norm), B)

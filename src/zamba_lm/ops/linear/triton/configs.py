@@ -68,7 +68,6 @@ class RingConfig:
     down: int
 
 
-RINGED = (2560, 5120, 10240)  # widths at which rings were measured to be faster than ``rows_kernel`` in a model's step
 TILE_BYTES = 80 << 10
 
 

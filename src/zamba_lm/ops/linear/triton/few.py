@@ -8,7 +8,6 @@ import triton
 
 from zamba_lm.ops.gpu import capability, launch, multiprocessors
 from zamba_lm.ops.linear.triton.configs import (
-    RINGED,
     Config,
     RingConfig,
     SkinnyConfig,
@@ -81,11 +80,6 @@ def streams_through(weight) -> bool:
     return fits and weight.numel() >= SMALLEST and capability(weight.device) == HOPPER and triton.__version__.startswith(GLUON)
 
 
-def rings(weight) -> bool:
-    """Whether one row goes through ``ring_row``."""
-    return weight.shape[1] in RINGED and streams_through(weight)
-
-
 @cache
 def _gluon(name: str):
     """A module of kernels in Gluon, imported when one runs: another Triton may not have what it imports."""
@@ -93,7 +87,7 @@ def _gluon(name: str):
 
 
 def ring_row(x, weight, norm=None, residual=None, *, gated=False, chosen: RingConfig | None = None):
-    """``few_rows`` of one row, for 16-bit weights whose rows are multiples of 16 bytes, on GPUs that ``can_ring`` names."""
+    """``few_rows`` of one row, for a weight that ``streams_through`` lets pass."""
     x, x2 = x if type(x) is tuple else (x, x)
     rows, width = weight.shape
     d_out = rows // 2 if gated else rows
@@ -135,7 +129,8 @@ def some_rows(x, weight, residual=None, *, gated=False, chosen: StreamsConfig | 
     launch(
         _gluon("streams").streams_kernel,
         (blocks, chosen.splits),
-        *(x, weight, residual, y, partial, counters, S, d_out, x.stride(0), 0 if residual is None else residual.stride(0)),
+        *(x, weight, residual, y, partial, counters, S, d_out),
+        *(x.stride(0) // 8, 0 if residual is None else residual.stride(0)),
         I=width,
         LINES=chosen.lines,
         M=chosen.tile,

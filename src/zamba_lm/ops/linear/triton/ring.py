@@ -1,9 +1,8 @@
 """One row times a weight, for GPUs whose multiprocessors hold much memory of their own: each streams its share through rings.
 
-A program asks for the first tiles of its share before it waits for the kernel in front, and for another whenever one is used up,
-so its ring is full or on its way. Few warps a program and several programs a multiprocessor: then hardly anybody waits for
-anybody. Kernels of a chain share a multiprocessor: while one ends, and while small kernels between two run, the next one's rings
-fill.
+A program a multiprocessor, which asks for another tile whenever one is used up. Before it waits for the kernel in front it asks
+for a single tile: enough to keep memory busy until that one is done, and no more, since what that one still has to write, and x,
+would queue behind it.
 
 Written in Gluon, the layer below Triton that places shared memory by hand; there is no interpreter for it.
 """
@@ -158,10 +157,8 @@ def ring_kernel(
         ring2 = gl.allocate_shared_memory(w.dtype.element_ty, [STAGES, LINES, REST], shared)
     first, step = gl.program_id(0), gl.num_programs(0)
     tiles = gl.cdiv(O, ROWS)
-    for stage in gl.static_range(STAGES):
-        if first + stage * step < tiles:
-            ask(ring, ring2, stage, w, first + stage * step, O, I, LINES, MAIN, REST, GATED, layout)
-        async_copy.commit_group()
+    ask(ring, ring2, 0, w, first, O, I, LINES, MAIN, REST, GATED, layout)
+    async_copy.commit_group()
     gains = ()
     if GROUPS > 0:
         for i in gl.static_range(CHUNKS):
@@ -170,8 +167,12 @@ def ring_kernel(
         gdc_wait()
 
     parts = ()
-    for i in gl.static_range(CHUNKS):
+    for i in gl.static_range(CHUNKS):  # asked for before more of the weight is
         parts = parts + (numbers(x, x2, i * CH, CH, I1, I, along),)
+    for stage in gl.static_range(1, STAGES):
+        if first + stage * step < tiles:
+            ask(ring, ring2, stage, w, first + stage * step, O, I, LINES, MAIN, REST, GATED, layout)
+        async_copy.commit_group()
     if GROUPS > 0:
         parts = normed(parts, gains, eps, I, CH, GROUPS, along)
     COLUMNS: gl.constexpr = 2 if PAIRS else 1  # of the weight, that an element of a tile in registers holds

@@ -32,7 +32,7 @@ def streams_kernel(
     counters,
     S,
     O,  # noqa: E741
-    x_stride,
+    x_eighths,
     r_stride,
     I: gl.constexpr,  # noqa: E741
     LINES: gl.constexpr,
@@ -48,7 +48,8 @@ def streams_kernel(
 ):
     """y (S, O) = x w^T + r, or with GATED gelu(gate) * up of w (2 O, I). Programs: (blocks of LINES rows, splits of the columns).
 
-    S is at most BS. LINES of the M rows of a tile are real. A gate needs whole sums, so its columns are not shared out.
+    S is at most BS. LINES of the M rows of a tile are real. A gate needs whole sums, so its columns are not shared out. Rows of x
+    lie x_eighths * 8 numbers apart, which tells the compiler that they begin at multiples of 16 bytes.
     """
     gl.static_assert(not GATED or SPLITS == 1)
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 * 8 // BK, BK // 8], [WARPS, 1], [1, 0])
@@ -71,7 +72,7 @@ def streams_kernel(
     u_rows = w_rows + O.to(gl.int64) * I
     s = gl.arange(0, BS, gl.SliceLayout(1, layout))
     x_in = (s < S)[:, None]
-    x_rows = x + gl.minimum(s, S - 1).to(gl.int64)[:, None] * x_stride
+    x_rows = x + gl.minimum(s, S - 1).to(gl.int64)[:, None] * x_eighths * 8
     for stage in gl.static_range(STAGES - 1):
         if stage < steps:
             columns(ring_w.index(stage), w_rows, w_in, (first + stage) * BK, I, BK, layout)

@@ -21,6 +21,9 @@ def product(x, weight, norm, residual):
     x, x2 = x if type(x) is tuple else (x, None)
     dtype = product_dtype(x, weight)
     w, total = operand(weight, dtype)
+    if norm is None and x2 is None and residual is not None:
+        x = x.to(dtype)
+        return _Made.apply(_Kept.apply(x, w, total), x.detach(), w.detach(), residual)
     gain, eps = (None, 0.0) if norm is None else (norm.weight_I, norm.eps)
     return _Product.apply(x, x2, gain, w, residual, eps, total)
 
@@ -70,6 +73,40 @@ class _Product(torch.autograd.Function):
         if w is not None:
             d_x, d_x2, d_gain = _back(down(d, w), x, x2, gain, ctx)
         return d_x, d_x2, d_gain, None, dy if ctx.needs_input_grad[4] else None, None, None
+
+
+class _Kept(torch.autograd.Function):
+    """What a product wants on the way back, kept before the product is made: at the end of what is recomputed there, torch stops
+    when it has everything that was kept, and such a product is not made twice. Returns a stand-in for it, without memory."""
+
+    @staticmethod
+    def forward(ctx, x, w, total):
+        want = ctx.needs_input_grad
+        ctx.total, ctx.dtype = total, w.dtype
+        ctx.save_for_backward(x if want[1] else None, w if want[0] else None)
+        return x.new_empty(()).expand(len(x), len(w))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        x, w = ctx.saved_tensors
+        d = rows_of(dy, ctx.dtype)
+        if x is not None:
+            ctx.total.add(d, x)
+        return None if w is None else down(d, w), None, None
+
+
+class _Made(torch.autograd.Function):
+    """x W^T + residual in the place of its stand-in."""
+
+    @staticmethod
+    def forward(ctx, stand_in, x, w, residual):
+        return times(x, w, residual)
+
+    @staticmethod
+    def backward(ctx, dy):
+        want = ctx.needs_input_grad
+        return dy if want[0] else None, None, None, dy if want[3] else None
 
 
 class _Gated(torch.autograd.Function):

@@ -67,7 +67,7 @@ def normed(x, z, weight, eps, groups):
             GATED=z is not None,
             TILE=tile,
             ROWS=together,
-            num_warps=_warps(width) if tile > width else max(1, tile // VECTORS),
+            num_warps=_warps(width) if tile > width else min(32, max(1, tile // VECTORS)),
             device=x.device,
             pdl=True,
         )
@@ -78,22 +78,22 @@ def gradients(d_x, d_z, d_out, x, z, weight, eps, groups, again=None):
     """Fill d_x and, where gated, d_z from rows (channels side by side, any stride between rows); returns the shares (programs,
     D), float32, that add up to the weight's gradient. ``again``, where given, is filled with what the norm returned."""
     T, D = x.shape
-    a, b = pieces(D // groups)
-    warps, most = spread(a + b, x.device)
+    width = D // groups
+    warps, most = spread(width, x.device)
     programs = max(1, min(T, most // groups))
     d_weight = torch.empty((programs, D), dtype=torch.float32, device=x.device)
     launch(
         norm_backward,
         (programs, groups),
-        *(d_x, d_z, d_weight, d_x if again is None else again, d_out, x, z, weight.contiguous()),
+        *(d_x, d_x if z is None else d_z, d_weight, d_x if again is None else again),
+        *(d_out, x, x if z is None else z, weight.contiguous()),
         *(d_x.stride(0), 0 if z is None else d_z.stride(0)),
         *(x.stride(0), 0 if z is None else z.stride(0), d_out.stride(0), eps, T),
-        WIDTH=D // groups,
+        WIDTH=width,
         GROUPS=groups,
         GATED=z is not None,
         AGAIN=again is not None,
-        A=a,
-        B=b,
+        TILE=_tile(width),
         num_warps=warps,
         device=x.device,
     )

@@ -69,8 +69,22 @@ def norm_forward(
 
 
 @triton.jit
-def _piece(x, row, stride, i, keep):
-    return tl.load(x + row * stride + i, mask=keep, other=0.0)
+def _row(x, row, stride, WIDTH: tl.constexpr, TILE: tl.constexpr):
+    """A row in tiles, as it lies there."""
+    tiles = ()
+    for at in tl.static_range(0, WIDTH, TILE):
+        tiles = tiles + (part(x + row * stride, at, WIDTH, TILE),)
+    return tiles
+
+
+@triton.jit
+def _rows(x, z, d_out, row, x_stride, z_stride, d_stride, WIDTH: tl.constexpr, GATED: tl.constexpr, TILE: tl.constexpr):
+    """A row of x, of z where GATED, and of the gradient."""
+    xs = _row(x, row, x_stride, WIDTH, TILE)
+    zs = xs
+    if GATED:
+        zs = _row(z, row, z_stride, WIDTH, TILE)
+    return xs, zs, _row(d_out, row, d_stride, WIDTH, TILE)
 
 
 @triton.jit
@@ -120,55 +134,51 @@ def norm_backward(
     GROUPS: tl.constexpr,
     GATED: tl.constexpr,
     AGAIN: tl.constexpr,
-    A: tl.constexpr,
-    B: tl.constexpr,
+    TILE: tl.constexpr,
 ):
-    """Programs: (every ``programs``-th row, group), a row in two pieces of A and B channels, powers of two.
+    """Programs: (every ``programs``-th row, group), a row in tiles of TILE channels, asked for while the one before is worked on.
 
     d_weight (programs, D) float32: each program's share of the sum over rows. AGAIN: ``again`` (T, D) becomes what the forward
     pass returned. A row's two sums are made at once: threads wait for each other once a row."""
-    program, programs, group = tl.program_id(0), tl.num_programs(0), tl.program_id(1)
-    ia = tl.arange(0, A)
-    ka, ia = ia < WIDTH, ia + group * WIDTH
-    wa = tl.load(weight + ia, mask=ka, other=0.0).to(tl.float32)
-    share_a = tl.zeros((A,), tl.float32)
-    if B > 0:
-        ib = A + tl.arange(0, B)
-        kb, ib = ib < WIDTH, ib + group * WIDTH
-        wb = tl.load(weight + ib, mask=kb, other=0.0).to(tl.float32)
-        share_b = tl.zeros((B,), tl.float32)
+    program, programs, group = tl.program_id(0), tl.num_programs(0), tl.program_id(1) * WIDTH
+    x, z, d_out, weight, d_x, d_z, again = (
+        x + group,
+        z + group,
+        d_out + group,
+        weight + group,
+        d_x + group,
+        d_z + group,
+        again + group,
+    )
+    shares = ()
+    for _ in tl.static_range(0, WIDTH, TILE):
+        shares = shares + (tl.zeros((TILE,), tl.float32),)
+    xs, zs, ds = _rows(x, z, d_out, program.to(tl.int64), x_stride, z_stride, d_stride, WIDTH, GATED, TILE)
     for turn in range(tl.cdiv(T - program, programs)):
         row = program.to(tl.int64) + turn * programs
-        xa, da = _piece(x, row, x_stride, ia, ka), _piece(d_out, row, d_stride, ia, ka).to(tl.float32)
-        za = xa
-        if GATED:
-            za = _piece(z, row, z_stride, ia, ka)
-        if B > 0:
-            xb, db = _piece(x, row, x_stride, ib, kb), _piece(d_out, row, d_stride, ib, kb).to(tl.float32)
-            zb = xb
-            if GATED:
-                zb = _piece(z, row, z_stride, ib, kb)
-        va, ya, gate_a, sigmoid_a = _gated(xa, za, GATED)
-        squares, along = tl.reduce((va * va, da * wa * va), 0, _both)
-        if B > 0:
-            vb, yb, gate_b, sigmoid_b = _gated(xb, zb, GATED)
-            more, further = tl.reduce((vb * vb, db * wb * vb), 0, _both)
-            squares += more
-            along += further
+        next = tl.minimum(row + programs, T - 1)
+        next_xs, next_zs, next_ds = _rows(x, z, d_out, next, x_stride, z_stride, d_stride, WIDTH, GATED, TILE)
+        squares, along = tl.zeros((TILE,), tl.float32), tl.zeros((TILE,), tl.float32)
+        for n in tl.static_range(len(xs)):
+            v = _gated(xs[n], zs[n], GATED)[0]
+            squares += v * v
+            along += ds[n].to(tl.float32) * part(weight, n * TILE, WIDTH, TILE).to(tl.float32) * v
+        squares, along = tl.reduce((squares, along), 0, _both)
         scale = tl.rsqrt(squares / WIDTH + eps)
         along *= scale / WIDTH
-        va *= scale
-        share_a += da * va
-        if AGAIN:
-            tl.store(again + row * (WIDTH * GROUPS) + ia, (va * wa).to(again.dtype.element_ty), mask=ka)
-        _store(d_x, d_z, scale * (da * wa - va * along), ya, gate_a, sigmoid_a, row, dx_stride, dz_stride, ia, ka, GATED)
-        if B > 0:
-            vb *= scale
-            share_b += db * vb
+        more = ()
+        for n in tl.static_range(len(xs)):
+            i = n * TILE + tl.arange(0, TILE)
+            v, y, gate, sigmoid = _gated(xs[n], zs[n], GATED)
+            w, d = part(weight, n * TILE, WIDTH, TILE).to(tl.float32), ds[n].to(tl.float32)
+            v *= scale
+            more = more + (shares[n] + d * v,)
             if AGAIN:
-                tl.store(again + row * (WIDTH * GROUPS) + ib, (vb * wb).to(again.dtype.element_ty), mask=kb)
-            _store(d_x, d_z, scale * (db * wb - vb * along), yb, gate_b, sigmoid_b, row, dx_stride, dz_stride, ib, kb, GATED)
-    to = d_weight + program.to(tl.int64) * (WIDTH * GROUPS)
-    tl.store(to + ia, share_a, mask=ka)
-    if B > 0:
-        tl.store(to + ib, share_b, mask=kb)
+                tl.store(again + row * (WIDTH * GROUPS) + i, (v * w).to(again.dtype.element_ty), mask=i < WIDTH)
+            d = scale * (d * w - v * along)
+            _store(d_x, d_z, d, y, gate, sigmoid, row, dx_stride, dz_stride, i, i < WIDTH, GATED)
+        shares, xs, zs, ds = more, next_xs, next_zs, next_ds
+    to = d_weight + program.to(tl.int64) * (WIDTH * GROUPS) + group
+    for n in tl.static_range(len(shares)):
+        i = n * TILE + tl.arange(0, TILE)
+        tl.store(to + i, shares[n], mask=i < WIDTH)

@@ -7,14 +7,14 @@ from zamba_lm.ops.scan.triton import configs
 from zamba_lm.ops.scan.triton.borders import adjoints_kernel, states_kernel
 from zamba_lm.ops.scan.triton.gradient import gradient_kernel
 from zamba_lm.ops.scan.triton.layout import Inputs, spread
-from zamba_lm.ops.scan.triton.tables import firsts, pieces
+from zamba_lm.ops.scan.triton.tables import pieces
 
 
 def backward(i: Inputs, kept, dy, dafter, B, C) -> tuple:
     """Gradients of (x, dt, A, B, C, D, state, z, dt_bias), float32 but for those with a token axis."""
     (T, H, P), N, device = i.x.shape, i.N, i.x.device
     dy = dy.contiguous()
-    table, first_tile = pieces(i.packing, configs.TILE, device), firsts(i.packing, configs.TILE, device)
+    table, first_tile = pieces(i.packing, configs.TILE, device)
     maps = spread(B, C, table, configs.TILE)
     NP, n_tiles = maps.shape[-1] // 2, len(table)
     states, adjoints = i.A.new_empty(2, n_tiles, H, N, P)
@@ -49,7 +49,7 @@ def _borders(i: Inputs, maps, kept, dy, dafter, dbefore, states, adjoints, first
     strides = {"SXT": i.x.stride(0), "SDT": i.dt.stride(0)}
     shape = {"H": H, "P": P, "N": N, "NP": NP, "TILE": configs.TILE, "num_warps": 1, "device": device}
     flags = {"RAW": i.flags["RAW"], "LIMITED": i.flags["LIMITED"]}
-    table = pieces(i.packing, configs.KEEP, device)
+    table, _ = pieces(i.packing, configs.KEEP, device)
     launch(
         states_kernel, (-(-P // 32), H, len(table)), i.x, i.dt, maps, i.A, i.dt_bias, kept, states, table, starts, first_tile,
         i.low, i.high, i.x.stride(1), i.dt.stride(1), KEEP=configs.KEEP, **strides, **flags, **shape,

@@ -8,7 +8,7 @@ GRADIENT = {"SPLIT": 4}  # the same in the gradient kernel
 
 def forward(warps: int, schedulers: int) -> dict:
     """``warps``: those of one lane a channel. Several lanes a channel where there are too few of them to keep a GPU busy."""
-    return {"SPLIT": 2 if warps >= 4 * schedulers else 4, "TILES": 4, "HOLD": 8, "FAR": 0}
+    return {"SPLIT": 2 if warps >= 4 * schedulers else 4, "TILES": 4, "HOLD": 8, "FAR": 3}
 
 
 def parts(tiles: int, channels: int, schedulers: int) -> int:

@@ -10,7 +10,18 @@ are loaded AHEAD tiles of SPLIT tokens before they are needed, and B and C (whic
 import triton
 import triton.language as tl
 
-from zamba_lm.ops.scan.triton.steps import LOG2E, load_row, load_state, owned, silu, store_state, time_steps, totals, zeros
+from zamba_lm.ops.scan.triton.steps import (
+    LOG2E,
+    fetch_early,
+    load_row,
+    load_state,
+    owned,
+    silu,
+    store_state,
+    time_steps,
+    totals,
+    zeros,
+)
 
 
 @triton.jit
@@ -93,25 +104,12 @@ def load_maps(bc, q, APART: tl.constexpr, NP: tl.constexpr, COUNT: tl.constexpr,
 
 
 @triton.jit
-def fetch_early(at, which):
-    """Ask the L2 cache for what lies at some of the addresses, and do not wait."""
-    tl.inline_asm_elementwise(
-        "{ .reg .pred p; setp.ne.u32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.u32 $0, 0; }",
-        "=r,l,r",
-        [at.to(tl.int64), which.to(tl.int32)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
-@triton.jit
 def forward_kernel(
-    x, dt, z, bc, A, D, bias, before, y, after, kept, starts, first_kept, low, high, sxh, sdh, szh,
+    x, dt, z, bc, A, D, bias, before, y, after, kept, starts, first_kept, slots, low, high, sxh, sdh, szh,
     H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, SXT: tl.constexpr, SDT: tl.constexpr, SZT: tl.constexpr,
     SPLIT: tl.constexpr, NP: tl.constexpr, TILES: tl.constexpr, HOLD: tl.constexpr, FAR: tl.constexpr,
     PIECE: tl.constexpr, KEEP: tl.constexpr,
-    RAW: tl.constexpr, LIMITED: tl.constexpr, GATE: tl.constexpr, GIVEN: tl.constexpr,
+    RAW: tl.constexpr, LIMITED: tl.constexpr, GATE: tl.constexpr, GIVEN: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """One sequence, 32 / SPLIT channels of one head, one warp. KEEP: the state before every PIECE tokens goes to ``kept``.
 
@@ -132,9 +130,14 @@ def forward_kernel(
         rates += (A_n[j] * LOG2E,)
     D_p = tl.load(D + h * P + p, mask=live, other=0.0)
     bias_p = tl.load(bias + h * P + p, mask=live, other=0.0) if RAW else D_p
-    at = ((s.to(tl.int64) * H + h) * P + p) * N
+    entry = tl.load(slots + s) if SLOTS else s
+    at = ((entry.to(tl.int64) * H + h) * P + p) * N
     state = load_state(before + at, n, N, 1, PART, live) if GIVEN else zeros(PART)
     # heads and tokens may lie beyond 2^31: pointers move
+    beyond = FAR * STEP + lane  # tokens that the L2 cache is asked for beforehand, a token a lane
+    far_x = x + h.to(tl.int64) * sxh + start.to(tl.int64) * SXT + (beyond * SXT + tl.program_id(0) * PB)
+    far_dt = dt + h.to(tl.int64) * sdh + start.to(tl.int64) * SDT + (beyond * SDT + tl.program_id(0) * PB)
+    far_z = z + h.to(tl.int64) * szh + start.to(tl.int64) * SZT + (beyond * SZT + tl.program_id(0) * PB)
     x += h.to(tl.int64) * sxh + start.to(tl.int64) * SXT + (q * SXT + p)
     dt += h.to(tl.int64) * sdh + start.to(tl.int64) * SDT + (q * SDT + p)
     z += h.to(tl.int64) * szh + start.to(tl.int64) * SZT + (q * SZT + p)
@@ -155,13 +158,16 @@ def forward_kernel(
         z += STEP * SZT
         now = block
         block = load_block(x, dt, z, t + STEP, length, live, q, SXT, SDT, SZT, SPLIT, TILES, GATE)
+        if FAR > 0:
+            ask = (lane < STEP) & (t + beyond < length)
+            fetch_early(far_x, ask)
+            fetch_early(far_dt, ask)
+            if GATE:
+                fetch_early(far_z, ask)
+            far_x += STEP * SXT
+            far_dt += STEP * SDT
+            far_z += STEP * SZT
         for j in tl.static_range(TILES):
-            if FAR > 0:
-                far = (c == 0) & (t + STEP + FAR + j * SPLIT + q < length)
-                fetch_early(x + (FAR + j * SPLIT) * SXT, far)
-                fetch_early(dt + (FAR + j * SPLIT) * SDT, far)
-                if GATE:
-                    fetch_early(z + (FAR + j * SPLIT) * SZT, far)
             now_B, now_C = Bs[:SPLIT], Cs[:SPLIT]
             new_B, new_C = load_maps(bc + (j * SPLIT + HOLD) * MAPS, q, MAPS, NP, SPLIT, PART)
             Bs, Cs = Bs[SPLIT:] + new_B, Cs[SPLIT:] + new_C
@@ -178,4 +184,4 @@ def forward_kernel(
             tl.store(y + j * SPLIT * H * P, out.to(y.dtype.element_ty), mask=here)
         y += STEP * H * P
         bc += STEP * MAPS
-    store_state(after + at, state, n, N, 1, PART, live)
+    store_state(after + at, state, n, N, 1, PART, live & (length > 0))  # a frame may have empty sequences, with anybody's entry

@@ -9,6 +9,21 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+@triton.jit
+def fetch_early(at, which):
+    """Ask the L2 cache for what lies at some of the addresses, and do not wait."""
+    if not INTERPRETED:
+        tl.inline_asm_elementwise(
+            "{ .reg .pred p; setp.ne.u32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.u32 $0, 0; }",
+            "=r,l,r",
+            [at.to(tl.int64), which.to(tl.int32)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
 
 
 @triton.jit
@@ -114,7 +129,7 @@ def load_state(at, n, N: tl.constexpr, APART: tl.constexpr, PART: tl.constexpr, 
     """A lane's numbers of a state, ``APART`` from each other in memory; zeros beyond N."""
     out = ()
     for j in tl.static_range(PART):
-        out += (tl.load(at + (n + j) * APART, mask=live & (n + j < N), other=0.0),)
+        out += (tl.load(at + (n + j) * APART, mask=live & (n + j < N), other=0.0).to(tl.float32),)
     return out
 
 

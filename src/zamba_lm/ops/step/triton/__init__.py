@@ -7,16 +7,19 @@ from zamba_lm.ops.gpu import launch
 from zamba_lm.ops.step.reference import NO_LIMIT
 from zamba_lm.ops.step.triton.configs import (
     MAMBA1_BY_HAND,
-    MAMBA1_CONV,
+    MAMBA1_DT,
     MAMBA1_LOW,
-    MAMBA1_STATE,
+    MAMBA1_PRODUCTS,
     MAMBA1_TOKEN,
+    MAMBA1_X,
     MAMBA2,
     MAMBA2_ALONE,
-    MAMBA2_STATE,
+    STATE,
 )
-from zamba_lm.ops.step.triton.mamba1 import mamba1_conv, mamba1_low, mamba1_state, mamba1_token
+from zamba_lm.ops.step.triton.conv import conv_token
+from zamba_lm.ops.step.triton.mamba1 import mamba1_low, mamba1_state, mamba1_token
 from zamba_lm.ops.step.triton.mamba2 import mamba2_state, mamba2_token
+from zamba_lm.ops.step.triton.product import product
 
 FETCHING_ROWS = 8  # up to here programs are few enough that what they ask for early is what they wait for
 _arrivals: dict[tuple[torch.device, int], torch.Tensor] = {}
@@ -57,23 +60,12 @@ def mamba2_step_triton(h_SE, window_SKC, state_SHPN, constants, groups, dt_limit
 
 def _mamba2_many(h_SE, window_SKC, state_SHPN, constants, groups, dt_limit, slots_S, early):
     """Two kernels: the convolution, and the recurrence, which then has little to do but move the state."""
-    S, (_, H, P, N), C = len(h_SE), state_SHPN.shape, window_SKC.shape[2]
+    S, (_, H, P, N) = len(h_SE), state_SHPN.shape
     conv_weight_CK, conv_bias_C, dt_bias_H, A_H, D_H = constants
-    xBC = torch.empty(S, C, dtype=torch.float32, device=h_SE.device)
+    xBC_SC = h_SE[:, H * P : h_SE.shape[1] - H]
+    xBC = conv_token(xBC_SC, window_SKC, slots_S, conv_weight_CK, conv_bias_C, torch.float32, early)
     y = torch.empty(S, H * P, dtype=torch.float32, device=h_SE.device)
-    shared = {"SLOTS": slots_S is not None, "device": h_SE.device, "pdl": True}
-    block_c, warps = MAMBA1_CONV
-    launch(
-        mamba1_conv,
-        (triton.cdiv(C, block_c), S),
-        *(xBC, h_SE[:, H * P :], window_SKC, slots_S, conv_weight_CK, conv_bias_C, h_SE.stride(0), *window_SKC.stride()[:2]),
-        INNER=C,
-        K=window_SKC.shape[1] + 1,
-        BLOCK_C=block_c,
-        num_warps=warps,
-        **shared,
-    )
-    block_p, warps = MAMBA2_STATE
+    block_p = _channels(state_SHPN)
     launch(
         mamba2_state,
         (triton.cdiv(P, block_p), H, S),
@@ -85,9 +77,11 @@ def _mamba2_many(h_SE, window_SKC, state_SHPN, constants, groups, dt_limit, slot
         LIMITED=tuple(dt_limit) != NO_LIMIT,
         BLOCK_P=block_p,
         BLOCK_N=triton.next_power_of_2(N),
+        SLOTS=slots_S is not None,
         EARLY=early,
-        num_warps=warps,
-        **shared,
+        num_warps=STATE[1],
+        device=h_SE.device,
+        pdl=True,
     )
     return y
 
@@ -144,26 +138,21 @@ def _mamba1_few(h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_HP
 def _mamba1_many(h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_HPR, dt_limit, slots_S, early):
     S, (_, H, P, N), R = len(h_S2I), state_SHPN.shape, dt_proj_HPR.shape[-1]
     conv_weight_CK, conv_bias_C, dt_bias_HP, A_HPN, D_HP = constants
-    x, y = (torch.empty(S, H * P, dtype=h_S2I.dtype, device=h_S2I.device) for _ in range(2))
-    shared = {"SLOTS": slots_S is not None, "device": h_S2I.device, "pdl": True}
-    block_c, warps = MAMBA1_CONV
-    launch(
-        mamba1_conv,
-        (triton.cdiv(H * P, block_c), S),
-        *(x, h_S2I, window_SKC, slots_S, conv_weight_CK, conv_bias_C, h_S2I.stride(0), *window_SKC.stride()[:2]),
-        INNER=H * P,
-        K=window_SKC.shape[1] + 1,
-        BLOCK_C=block_c,
-        num_warps=warps,
-        **shared,
-    )
-    low_HSR = torch.bmm(x.view(S, H, P).transpose(0, 1), x_proj_HRP.transpose(1, 2))
-    dt_HSP = torch.bmm(low_HSR[:, :, :R], dt_proj_HPR.transpose(1, 2))
-    block_p, warps = MAMBA1_STATE
+    x_SI = conv_token(h_S2I[:, : H * P], window_SKC, slots_S, conv_weight_CK, conv_bias_C, h_S2I.dtype, early)
+    y = torch.empty(S, H * P, dtype=h_S2I.dtype, device=h_S2I.device)
+    x_HSP = x_SI.view(S, H, P).transpose(0, 1)
+    if S <= MAMBA1_PRODUCTS:
+        arrivals = _counters(window_SKC, H * (R + 2 * N + P))
+        low_HSR = product(x_HSP, x_proj_HRP.contiguous(), MAMBA1_X, arrivals)
+        dt_HSP = product(low_HSR[:, :, :R], dt_proj_HPR.contiguous(), MAMBA1_DT, arrivals)
+    else:
+        low_HSR = torch.bmm(x_HSP, x_proj_HRP.transpose(1, 2))
+        dt_HSP = torch.bmm(low_HSR[:, :, :R], dt_proj_HPR.transpose(1, 2))
+    block_p = _channels(state_SHPN)
     launch(
         mamba1_state,
         (triton.cdiv(P, block_p), H, S),
-        *(y, x, h_S2I[:, H * P :], state_SHPN, slots_S, low_HSR, dt_HSP, dt_bias_HP, A_HPN, D_HP),
+        *(y, x_SI, h_S2I[:, H * P :], state_SHPN, slots_S, low_HSR, dt_HSP, dt_bias_HP, A_HPN, D_HP),
         *(S, h_S2I.stride(0), state_SHPN.stride(0), *dt_limit),
         H=H,
         P=P,
@@ -172,11 +161,19 @@ def _mamba1_many(h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_H
         LIMITED=tuple(dt_limit) != NO_LIMIT,
         BLOCK_P=block_p,
         BLOCK_N=triton.next_power_of_2(N),
+        SLOTS=slots_S is not None,
         EARLY=early,
-        num_warps=warps,
-        **shared,
+        num_warps=STATE[1],
+        device=h_S2I.device,
+        pdl=True,
     )
     return y
+
+
+def _channels(state) -> int:
+    """Channels of a head that a program of the recurrence takes."""
+    _, _, P, N = state.shape
+    return min(max(1, STATE[0] // (triton.next_power_of_2(N) * state.element_size())), triton.next_power_of_2(P))
 
 
 def _counters(window, n):

@@ -1,5 +1,5 @@
-"""A Mamba-1 mixer's token. For a row or two: two kernels with the products in them. For more: convolution, and recurrence with
-gate, and torch's matrix products between."""
+"""A Mamba-1 mixer's token. For a row or two: two kernels with the products in them. For more: the recurrence with its gate,
+behind the convolution (conv.py) and the two products (product.py, or torch's)."""
 
 import triton
 import triton.language as tl
@@ -141,41 +141,6 @@ def mamba1_token(
     tl.store(y + s.to(tl.int64) * (H * P) + c, y_P.to(y.dtype.element_ty), mask=in_p)
     tl.debug_barrier()  # threads may hold the same channels: all have read the window before one writes to it
     shift(window + c, window_row, past, new, in_p, K)
-
-
-@triton.jit
-def mamba1_conv(
-    x,
-    h,
-    window,
-    slots,
-    conv_weight,
-    conv_bias,
-    h_stride,
-    window_slot,
-    window_row,
-    INNER: tl.constexpr,
-    K: tl.constexpr,
-    SLOTS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """x = SiLU(conv(h's first half)), and the window one token later. Programs: (blocks of channels, row)."""
-    row = tl.program_id(1)
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    in_c = c < INNER
-    slot = tl.load(slots + row).to(tl.int64) if SLOTS else row.to(tl.int64)
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-    taps, bias = load_taps(conv_weight, c, in_c, K), tl.load(conv_bias + c, mask=in_c, other=0.0)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-    new = tl.load(h + row.to(tl.int64) * h_stride + c, mask=in_c, other=0.0)
-    window += slot * window_slot
-    past = load_past(window + c, window_row, in_c, K)
-    tl.store(x + row.to(tl.int64) * INNER + c, convolved(past, new, taps, bias, K).to(x.dtype.element_ty), mask=in_c)
-    tl.debug_barrier()
-    shift(window + c, window_row, past, new, in_c, K)
 
 
 @triton.jit

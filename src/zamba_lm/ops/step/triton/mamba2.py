@@ -1,5 +1,5 @@
 """A Mamba-2 mixer's token. For a few rows: one kernel, each program owns some channels of one row, with their window and state.
-For more: the convolution, and the recurrence behind it, which then has little to do but to move states."""
+For more: the recurrence behind the convolution (conv.py), which then has little to do but to move states."""
 
 import triton
 import triton.language as tl

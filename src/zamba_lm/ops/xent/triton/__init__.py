@@ -9,10 +9,15 @@ from zamba_lm.ops.xent.triton.rows import loss_kernel
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CHUNK_BYTES = 1 << 30  # of logits that exist at once, at most
 TILED = 5 << 20  # numbers in the result of a product from which on it keeps a large GPU busy
-WHOLE = 8192  # logits of a row that a program holds at once; longer rows are read twice, the second time out of the cache
+WHOLE = 4096  # logits that a program holds at once, twice as many of rows of more than two pieces; see measured.md
 
 
 def xent_triton(x_TD, weight_VD, targets_T):
+    return _LinearCrossEntropy.apply(*operands(x_TD, weight_VD), targets_T)
+
+
+def operands(x_TD, weight_VD):
+    """x as it is multiplied: in autocast's dtype. The weight is brought to it later, so that its gradient is of its own dtype."""
     kind = x_TD.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_TD.dtype
     if dtype not in DTYPES:
@@ -20,7 +25,7 @@ def xent_triton(x_TD, weight_VD, targets_T):
     x_TD = x_TD.to(dtype)
     if not torch.is_grad_enabled():  # inside forward it is always off, and parameters still say that they need a gradient
         x_TD, weight_VD = x_TD.detach(), weight_VD.detach()
-    return _LinearCrossEntropy.apply(x_TD, weight_VD, targets_T)
+    return x_TD, weight_VD
 
 
 def chunk(V: int, D: int, width: int, budget: int = CHUNK_BYTES) -> int:
@@ -65,12 +70,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return dx_TD, dw_VD, None
 
 
-def loss(logits_TV, targets_T, losses_T, gradient: bool) -> None:
-    """Write losses; where ``gradient``, overwrite the logits with it."""
+def loss(logits_TV, targets_T, losses_T, gradient: bool, scores=(None, None, None)) -> None:
+    """Write losses; where ``gradient``, overwrite the logits with it. ``scores``: where to write entropy, mean and top."""
     T, V = logits_TV.shape
-    block = min(WHOLE, max(128, 1 << (V - 1).bit_length()))
+    block = min(WHOLE if V <= 2 * WHOLE else 2 * WHOLE, max(128, 1 << (V - 1).bit_length()))
     warps = max(1, block // 1024)
     launch(
-        loss_kernel, (T,), logits_TV, targets_T.contiguous(), losses_T, V, logits_TV.stride(0), BLOCK=block, ONCE=V <= block,
-        GRADIENT=gradient, num_warps=warps, device=logits_TV.device,
+        loss_kernel, (T,), logits_TV, targets_T.contiguous(), losses_T, *scores, V, logits_TV.stride(0), BLOCK=block,
+        ONCE=V <= block, GRADIENT=gradient, SCORES=scores[0] is not None, num_warps=warps, device=logits_TV.device,
     )  # fmt: skip
