@@ -76,37 +76,35 @@ def test_conv(way, lengths):
         check_memory(memory, window, after, lengths)
 
 
+WAYS = pytest.mark.parametrize(
+    ("way", "dtype"), [("triton", torch.float32), ("triton", torch.bfloat16), ("reference", torch.float32)]
+)
+
+
+@WAYS
 @pytest.mark.parametrize("lengths", LENGTHS)
-@pytest.mark.parametrize(("way", "dtype"), [("triton", torch.float32), ("triton", torch.bfloat16), ("reference", torch.float32)])
 def test_ssd(way, dtype, lengths):
-    (x, dt, A, B, C, D), state = inputs.ssd(sum(lengths), sequences=6)
-    state = state.to(dtype).float()
-    expected, after = ssd(x, dt, A, B, C, D, Packing(lengths), state[list(SLOTS[: len(lengths)])])
-    for packing, slots in packings(lengths):
-        if way == "reference" and not packing.known:
-            continue
-        memory = state.clone().to(dtype)
-        x_T, dt_T, B_T, C_T = (filled(v, packing) for v in (x, dt, B, C))
-        with kernels(way):
-            y, same = ssd(x_T, dt_T, A, B_T, C_T, D, packing, memory, slots_S=slots, in_place=True)
-        assert same is memory
-        assert_within("op", y[: len(x)], expected)
-        check_memory(memory, state.to(dtype), after.to(dtype), lengths)
+    check_recurrence(ssd, *inputs.ssd(sum(lengths), sequences=6), way, dtype, lengths)
 
 
+@WAYS
 @pytest.mark.parametrize("lengths", LENGTHS[:3])
-@pytest.mark.parametrize(("way", "dtype"), [("triton", torch.float32), ("triton", torch.bfloat16), ("reference", torch.float32)])
 def test_scan(way, dtype, lengths):
-    (x, dt, A, B, C, D), state = inputs.scan(sum(lengths), heads=1, sequences=6)
+    check_recurrence(scan, *inputs.scan(sum(lengths), heads=1, sequences=6), way, dtype, lengths)
+
+
+def check_recurrence(op, arguments, state, way, dtype, lengths):
+    """``op`` goes on with the states of some slots in their place, and leaves the others alone."""
+    x, dt, A, B, C, D = arguments
     state = state.to(dtype).float()
-    expected, after = scan(x, dt, A, B, C, D, Packing(lengths), state[list(SLOTS[: len(lengths)])])
+    expected, after = op(x, dt, A, B, C, D, Packing(lengths), state[list(SLOTS[: len(lengths)])])
     for packing, slots in packings(lengths):
         if way == "reference" and not packing.known:
             continue
         memory = state.clone().to(dtype)
         x_T, dt_T, B_T, C_T = (filled(v, packing) for v in (x, dt, B, C))
         with kernels(way):
-            y, same = scan(x_T, dt_T, A, B_T, C_T, D, packing, memory, slots_S=slots, in_place=True)
+            y, same = op(x_T, dt_T, A, B_T, C_T, D, packing, memory, slots_S=slots, in_place=True)
         assert same is memory
         assert_within("op", y[: len(x)], expected)
         check_memory(memory, state.to(dtype), after.to(dtype), lengths)

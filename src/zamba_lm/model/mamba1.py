@@ -7,7 +7,7 @@ from torch import nn
 
 from zamba_lm.model.config import ZambaConfig
 from zamba_lm.model.parts import Linear, Norm, project, project_onto
-from zamba_lm.model.state import Memory
+from zamba_lm.model.state import Memory, carried
 from zamba_lm.ops.conv import conv
 from zamba_lm.ops.packing import Packing
 from zamba_lm.ops.scan import scan
@@ -47,10 +47,7 @@ class Mamba1(nn.Module):
             y_TI = mamba1_step(h_TE, memory.window, memory.ssm, constants, *maps, c.dt_limit, memory.slots, memory.early)
             return project(self.out_proj, y_TI, residual=residual_TD)
         conv_weight, conv_bias, dt_bias, A_HPN, D_HP = constants
-        window, state = None, None
-        where: dict[str, Any] = {}
-        if memory is not None:
-            window, state, where = memory.window, memory.ssm, {"slots_S": memory.slots, "in_place": True}
+        window, state, where = carried(memory)
         x_TI, z_TI = h_TE.chunk(2, dim=-1)
         x_TI, _ = conv(x_TI, conv_weight, conv_bias, packing, window, **where)
         x_THP, z_THP = (v.unflatten(-1, (c.n_ssm_heads, -1)) for v in (x_TI, z_TI))

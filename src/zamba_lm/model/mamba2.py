@@ -7,7 +7,7 @@ from torch import nn
 
 from zamba_lm.model.config import ZambaConfig
 from zamba_lm.model.parts import Linear, Norm, is_plain, project, project_onto
-from zamba_lm.model.state import Memory
+from zamba_lm.model.state import Memory, carried
 from zamba_lm.ops.conv import conv
 from zamba_lm.ops.linear import Normed
 from zamba_lm.ops.mamba2 import mamba2, mamba2_mixer
@@ -57,9 +57,7 @@ class Mamba2(nn.Module):
     def _by_parts(self, h_TE, constants, packing, memory, residual_TD):
         """From the input projection's rows on: convolution, SSD, and what follows them."""
         c, (conv_weight, conv_bias, dt_bias, A_H, D_H) = self.c, constants
-        window, state, where = None, None, {}
-        if memory is not None:
-            window, state, where = memory.window, memory.ssm, {"slots_S": memory.slots, "in_place": True}
+        window, state, where = carried(memory)
         z_TI, xBC_TC, dt_TH = h_TE.split(self.sizes, dim=-1)
         xBC_TC, _ = conv(xBC_TC, conv_weight, conv_bias, packing, window, **where)
         x_TI, B_TM, C_TM = xBC_TC.split(self.parts, dim=-1)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -39,6 +39,13 @@ class Memory:
     ssm: torch.Tensor
     slots: torch.Tensor | None = None
     early: bool = False
+
+
+def carried(memory: Memory | None) -> tuple[torch.Tensor | None, torch.Tensor | None, dict[str, Any]]:
+    """The convolution's window, the state, and how ``conv`` and the recurrences go on with them in place; of None, nothing."""
+    if memory is None:
+        return None, None, {}
+    return memory.window, memory.ssm, {"slots_S": memory.slots, "in_place": True}
 
 
 @dataclass(frozen=True)
