@@ -30,8 +30,9 @@ else
 	@$(VENV)/bin/zamba-lm chat --prompt="$$ZAMBA_PROMPT" $(ARGS)
 endif
 
+# Tests start Python often: each start finds the bytecode that the first one left.
 test: $(VENV)/.ready-dev ## run the tests that need no GPU (ARGS="tests/text -k emoji" narrows them)
-	$(python) -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
+	env -u PYTHONDONTWRITEBYTECODE $(python) -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 
 check: $(VENV)/.ready-dev ## lint everything, check the types of model/ and engine/
 	$(VENV)/bin/ruff check .

@@ -2,7 +2,7 @@
 
     python benchmarks/cpu.py zamba2-pebble zamba2-2.7b zamba-7b-v1:10 --write
 
-Each case is a checkpoint folder (made once with random weights of the published shape, ``:10`` keeps the first ten layers) that
+Each case is a checkpoint folder (random weights of the published shape, made once, ``:10`` keeps the first ten layers) that
 both sides load in processes of their own, in turn, several rounds. Greedy, bfloat16. Medians over rounds are printed; ``--write``
 adds benchmarks/results/cpu-DATE.md. First the bfloat16 logits of both sides are held
 against float32: no times are shown when ours are off by more than theirs.
@@ -14,6 +14,7 @@ import json
 import math
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -133,10 +134,10 @@ def make(case: str, where: Path) -> Path:
     from zamba_lm.model.zamba import Zamba
 
     folder = where / case.replace(":", "-")
-    if (folder / "config.json").exists():
-        return folder
     if case == "zamba2-pebble":
+        shutil.rmtree(folder, ignore_errors=True)  # of a package that may have held another model
         convert(case, folder, dtype="bf16")
+    if (folder / "config.json").exists():
         return folder
     name, _, layers = case.partition(":")
     config = preset(name)

@@ -3,6 +3,8 @@
 import os
 import socket
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 
 # Workers run side by side and the models are tiny, so everything keeps to one thread, and so does every process a test
 # starts. torch reads these on import.
@@ -16,10 +18,20 @@ from hypothesis import settings  # noqa: E402
 # Without a GPU, Triton's interpreter runs the kernels on CPU tensors. Triton reads this when a kernel is defined.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    if find_spec("triton"):
+        import_module("tests.interpreter").hurry()
 
 # A red test must be red again for whoever looks, and a slow machine is no failure.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+# Minutes of real processes, in few tests. They come first, so that the end of a run is small tests that all workers can share.
+LONG = ("tests/train/scale/", "tests/train/trainer/test_processes.py", "tests/parallel/", "tests/docs/test_readme.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 

@@ -99,6 +99,8 @@ def _nowhere(name: str, path: Path) -> ZambaError:
     if path.is_file():
         return ZambaError(f"{name} is a file; give the folder that holds config.json and the weights")
     if path.is_dir():
+        if (path / "model" / "config.json").is_file():
+            return ZambaError(f"{name} is the folder of a training run; its finished model is {path / 'model'}")
         inside = ", ".join(sorted(one.name for one in path.iterdir())[:5]) or "nothing"
         return ZambaError(f"{name} has no config.json, so it is no checkpoint folder; it holds {inside}")
     if "/" in name or "\\" in name or name in (".", ".."):

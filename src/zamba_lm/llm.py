@@ -19,6 +19,7 @@ from zamba_lm.model.ready import ready
 from zamba_lm.model.zamba import Zamba
 from zamba_lm.ops.dispatch import use, without
 from zamba_lm.parallel import load_parallel
+from zamba_lm.text.chat import IM_START
 from zamba_lm.text.stop import StopStrings
 from zamba_lm.text.stream import Detokenizer
 from zamba_lm.text.tokenizer import Tokenizer
@@ -102,7 +103,7 @@ class LLM:
         """Answer one conversation or many, each a list of ``{"role": ..., "content": ...}``; one completion each, in order."""
         one = not messages or isinstance(messages[0], Mapping)
         conversations = [messages] if one else messages
-        return self._complete([self.tokenizer.encode_chat(each) for each in conversations], params, progress)
+        return self._complete([self._chat_ids(each) for each in conversations], params, progress)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> "TextStream":
         """The continuation of one prompt, piece by piece as it is written."""
@@ -110,10 +111,16 @@ class LLM:
 
     def stream_chat(self, messages: Messages, params: SamplingParams | None = None) -> "TextStream":
         """The answer to one conversation, piece by piece as it is written."""
-        return TextStream(self, self._start(self.tokenizer.encode_chat(messages), params or self.defaults))
+        return TextStream(self, self._start(self._chat_ids(messages), params or self.defaults))
 
     def _ids(self, prompt: Prompt) -> list[int]:
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+
+    def _chat_ids(self, messages: Messages) -> list[int]:
+        ids = self.tokenizer.encode_chat(messages)
+        if self.tokenizer.chat_template is None and IM_START not in self.tokenizer.special:
+            warnings.warn(f"{self.folder.name} has no chat template, so it was probably not trained to chat", stacklevel=3)
+        return ids
 
     def _complete(self, prompts: list[list[int]], params: SamplingParams | None, progress: bool) -> list[Completion]:
         writers: list[_Writer] = []

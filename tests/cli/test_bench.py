@@ -77,6 +77,7 @@ def test_start_runs_in_processes_of_its_own(run, folder):
         (("kernels", "--op", "linaer", "--context", "4"), "linear"),
         (("decode", "--against", "llama"), "transformers"),
         (("decode", "--json", "no/such/folder/x.json"), "no folder"),
+        (("decode", "--json", "."), "this is a folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )

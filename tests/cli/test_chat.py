@@ -14,6 +14,7 @@ import pytest
 from zamba_lm import LLM, SamplingParams
 from zamba_lm.cli.chat import Conversation
 from zamba_lm.engine.request import Completion
+from zamba_lm.errors import ZambaError
 
 FEW = SamplingParams(max_tokens=6)
 
@@ -93,6 +94,19 @@ def test_a_mistake_costs_its_line_not_the_conversation(run, folder, llm, line, m
     assert result.out == f"{first}\n{answer(llm, user('Hello'), assistant(first), user('And you?'))}\n"
     errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and message in errors[0]
+
+
+@pytest.mark.parametrize("name", [".", "/", "a\0b", "~nobody-of-that-name/a", "a" * 300, f"{__file__}/a"])
+def test_a_name_that_cannot_be_saved_to_is_a_mistake(name):
+    with pytest.raises(ZambaError, match="cannot save to"):
+        Conversation(stream=None).save(name)
+
+
+def test_a_device_does_not_give_way_to_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ZambaError, match="pipe: it is no ordinary file"):
+        Conversation(stream=None).save(str(tmp_path / "pipe"))
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_full_disk_costs_no_earlier_file(monkeypatch, tmp_path, capsys):

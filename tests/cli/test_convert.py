@@ -27,6 +27,13 @@ def test_the_dtype_is_the_one_asked_for(run, folder, tmp_path, name, stored):
     assert json.loads((tmp_path / "new" / "config.json").read_text())["dtype"] == stored
 
 
+def test_nothing_of_an_earlier_model_stays_beside_the_new_one(run, folder, tmp_path):
+    assert run("convert", folder, tmp_path / "new").code == 0
+    (tmp_path / "new" / "chat_template.jinja").write_text("another model's")
+    assert run("convert", folder, tmp_path / "new").code == 0
+    assert sorted(os.listdir(tmp_path / "new")) == sorted(os.listdir(folder))
+
+
 @pytest.mark.parametrize(("args", "code"), [(["--style", "other"], 2), (["--dtype", "bf17"], 1)])
 def test_what_cannot_be_written_is_an_error_and_leaves_nothing(run, folder, tmp_path, args, code):
     result = run("convert", folder, tmp_path / "new", *args)

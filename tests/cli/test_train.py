@@ -53,6 +53,8 @@ def test_a_dry_run_of_what_cannot_fit_says_what_would(run):
         (("pretrain", *TINY), "error: out is not set; give it with --set out=runs/first"),
         (("pretrain", "--set", "model=zamba", "--dry-run"), "error: unknown shape 'zamba'"),
         (("pretrain", *TINY, "--set", "batch.rows=0", "--dry-run"), "error: --set batch.rows=0: expected at least 1"),
+        (("pretrain", *TINY, "--set", "optim.beta1=1", "--dry-run"), "error: --set optim.beta1=1.0: expected less than 1"),
+        (("pretrain", *TINY, "--set", "rate.gamma=0", "--dry-run"), "error: --set rate.gamma=0.0: expected at least 0.01"),
     ],
 )
 def test_mistakes_are_one_line(run, args, message):
@@ -68,6 +70,13 @@ def test_resume_takes_the_settings_of_the_run_and_tells_what_changes(run, tmp_pa
     assert told.code == 0 and "batch.rows = 2" in told.out and "model = tiny" in told.out
     assert told.err.strip() == "changed: batch.tokens: 5120 -> 9000"
     assert json.loads((out / "recipe.json").read_text())["config"]["batch"]["tokens"] == 5120
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"recipe": "pretrain"}'])
+def test_a_damaged_recipe_is_one_line(run, tmp_path, text):
+    (tmp_path / "recipe.json").write_text(text)
+    told = run("train", "pretrain", "--set", f"out={tmp_path}", "--resume", "--dry-run")
+    assert told.code == 1 and "move the folder away, or restore the file" in told.err and len(told.err.splitlines()) == 1
 
 
 def test_settings_that_nothing_came_of_are_not_those_of_the_next_resume(run, tmp_path):

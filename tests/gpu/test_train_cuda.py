@@ -14,7 +14,7 @@ from zamba_lm.ops.packing import Packing
 from zamba_lm.ops.xent import xent
 from zamba_lm.train.captured import Captured
 from zamba_lm.train.optim import build, clip
-from zamba_lm.train.pebble import PEBBLE
+from zamba_lm.train.recipes.shapes import PEBBLE
 
 pytestmark = pytest.mark.gpu
 

@@ -96,6 +96,9 @@ def test_what_is_no_folder_of_a_model(tmp_path, monkeypatch):
     (tmp_path / "weights.safetensors").write_text("")
     assert "has no config.json" in refusal(str(tmp_path / "empty")) and "it holds nothing" in refusal(tmp_path / "empty")
     assert "it holds train.txt" in refusal(tmp_path / "data")
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "config.json").write_text("{}")
+    assert f"its finished model is {tmp_path / 'run' / 'model'}" in refusal(tmp_path / "run")
     assert "is a file; give the folder" in refusal(tmp_path / "weights.safetensors")
     for name in ("./nothing", "/nothing/here", "~/nothing-there", "a/b/c", Path("Zyphra/Zamba2-2.7B")):
         assert "there is no folder" in refusal(name)

@@ -8,7 +8,7 @@ import torch
 
 import zamba_lm.llm
 from tests.llm.tiny import CONFIG, POSITIONS, write_checkpoint
-from zamba_lm import LLM, SamplingParams, ZambaError, load_tokenizer
+from zamba_lm import LLM, SamplingParams, ZambaError, load_model, load_tokenizer
 from zamba_lm.model.generate import generate as oracle
 from zamba_lm.ops import dispatch
 
@@ -70,6 +70,13 @@ def test_chat_continues_the_rendered_conversation(llm):
     assert done == llm.generate(llm.tokenizer.encode_chat(talk), FEW)[0]
     assert llm.chat([talk, other], FEW) == [done, llm.chat(other, FEW)[0]]
     assert "".join(llm.stream_chat(talk, FEW)) == done.text
+
+
+def test_a_model_without_a_chat_template_is_talked_to_with_a_warning(folder, tmp_path):
+    load_model(folder).save(tmp_path)
+    base = LLM(tmp_path, device="cpu")
+    with pytest.warns(UserWarning, match="has no chat template, so it was probably not trained to chat"):
+        base.chat([{"role": "user", "content": "Hi"}], SamplingParams(max_tokens=1))
 
 
 def test_a_message_without_content_is_refused(llm):

@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import torch
 
-from tests.model.tiny_weights import ONE_BLOCK, saved
+from tests.model.tiny_weights import ONE_BLOCK, ZAMBA, saved
 from zamba_lm.model.load import load_model
 from zamba_lm.model.match import LEAST_MAPPED
 from zamba_lm.model.safefile import Stored
 
 CONFIG = replace(ONE_BLOCK, vocab_size=20_000, d_model=96, n_heads=4)
 LARGE = "embedding.weight"
+WOVEN = replace(ZAMBA, d_model=256, n_layers=2, hybrid_layers=(1,))
 
 
 def mapped(monkeypatch):
@@ -34,10 +35,30 @@ def test_only_large_ones_are_mapped_and_every_one_is_equal(tmp_path, monkeypatch
         assert torch.equal(loaded.get_parameter(name), one), name
 
 
-def test_another_dtype_is_copied(tmp_path, monkeypatch):
+def test_another_dtype_is_copied_from_where_it_lies(tmp_path, monkeypatch):
     model, views = saved(tmp_path, CONFIG), mapped(monkeypatch)
+    monkeypatch.setattr(Stored, "read", _small_ones(Stored.read))
     loaded = load_model(tmp_path, device="cpu", dtype="bfloat16")
-    assert not views and torch.equal(loaded.get_parameter(LARGE), model.get_parameter(LARGE).bfloat16())
+    assert views and torch.equal(loaded.get_parameter(LARGE), model.get_parameter(LARGE).bfloat16())
+
+
+def test_rows_in_another_order_are_copied_from_where_they_lie(tmp_path, monkeypatch):
+    """Zamba-7B-v1 keeps x and z of the input projection in turns."""
+    name, model = "layers.0.mixer.in_proj.weight", saved(tmp_path, WOVEN)
+    monkeypatch.setattr(Stored, "read", _small_ones(Stored.read))
+    loaded = load_model(tmp_path, device="cpu")
+    assert model.get_parameter(name).nbytes >= LEAST_MAPPED
+    assert torch.equal(loaded.get_parameter(name), model.get_parameter(name))
+
+
+def _small_ones(real):
+    """``Stored.read``, which must not be asked for what is large."""
+
+    def read(stored):
+        assert stored.stop - stored.start < LEAST_MAPPED, stored
+        return real(stored)
+
+    return read
 
 
 def test_changing_a_mapped_parameter_leaves_the_file_alone(tmp_path):

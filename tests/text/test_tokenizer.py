@@ -207,6 +207,12 @@ def test_a_config_may_relabel_tokens(tmp_path):
     assert Tokenizer.load(tmp_path / "again").special == INSTRUCT.special
 
 
+def test_a_template_that_lay_there_does_not_hold_any_longer(tmp_path):
+    (tmp_path / "chat_template.jinja").write_text("old")
+    INSTRUCT.save(tmp_path)
+    assert Tokenizer.load(tmp_path).chat_template == INSTRUCT.chat_template
+
+
 def test_without_files_the_packaged_one_serves(tmp_path):
     assert Tokenizer.load(tmp_path).special == BASE.special
     names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
@@ -229,6 +235,7 @@ def test_without_files_the_packaged_one_serves(tmp_path):
         ({"tokenizer_config__json": {"chat_template": 5}}, "chat_template is a int"),
         ({"tokenizer_config__json": {"added_tokens_decoder": {"x": {}}}}, "malformed"),
         ({"tokenizer_config__json": {"added_tokens_decoder": {"5": {"content": "<s>"}}}}, "'<s>' is id 5 in tokenizer_config"),
+        ({"generation_config__json": {"eos_token_id": [2, "3"]}}, "eos_token_id is [2, '3'], expected a token id"),
         ({"config__json": {"vocab_size": 512}}, "vocab_size 512 is below the 32000"),
         ({"tokenizer__model": "another vocabulary"}, "is not Mistral v0.1's"),
     ],

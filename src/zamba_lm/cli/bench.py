@@ -141,6 +141,8 @@ def _run(json: Path | None, **options) -> None:
     """Measure, show, and write what was found."""
     if json is not None and not json.absolute().parent.is_dir():
         raise ZambaError(f"--json {json}: there is no folder {json.absolute().parent} to write it to")
+    if json and json.is_dir():
+        raise ZambaError(f"--json {json}: this is a folder, give a file in it")
     with terminal.busy("measuring ..."):
         from zamba_lm.eval.bench.job import Options, run
         from zamba_lm.eval.bench.table import show

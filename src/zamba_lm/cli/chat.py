@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -63,8 +64,6 @@ def chat(
         seed=seed,
         stop=stop or None,
     )
-    if llm.tokenizer.chat_template is None and "<|im_start|>" not in llm.tokenizer.special:
-        terminal.say(f"warning: {model} has no chat template, so it was probably not trained to chat")
     conversation = Conversation(lambda messages: llm.stream_chat(messages, params), system)
     if prompt is not None:
         conversation.answer(prompt)
@@ -107,16 +106,24 @@ class Conversation:
         """Write the messages beside their place, then move them there: a full disk costs no earlier file."""
         if not name:
             raise ZambaError("/save needs the name of a file, as in /save talk.json")
-        file = Path(name).expanduser()
-        beside = file.with_name(file.name + ".part")
         try:
-            beside.write_text(json.dumps(self.messages, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-            os.replace(beside, file)
-        except OSError as error:
-            raise ZambaError(f"cannot save to {file}: {error.strerror}") from error
-        finally:
-            beside.unlink(missing_ok=True)
+            file = Path(name).expanduser()
+            if file.exists() and not file.is_file():  # a device would give way to the file
+                raise ValueError("it is a folder" if file.is_dir() else "it is no ordinary file")
+            _replace(file, json.dumps(self.messages, ensure_ascii=False, indent=2) + "\n")
+        except (OSError, ValueError, RuntimeError) as error:  # a zero byte and an unknown user's home are no OSErrors
+            raise ZambaError(f"cannot save to {name[:80]}: {getattr(error, 'strerror', None) or error}") from error
         terminal.say(f"[{len(self.messages)} messages in {file}]")
+
+
+def _replace(file: Path, text: str) -> None:
+    beside = file.with_name(file.name + ".part")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, file)
+    finally:
+        with suppress(OSError):  # a name that cannot be written cannot be removed either
+            beside.unlink(missing_ok=True)
 
 
 def converse(conversation: Conversation, lines: Iterable[str]) -> bool:

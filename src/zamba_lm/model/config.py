@@ -1,5 +1,6 @@
 """What a Zamba is, in numbers: one frozen config for both families."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Any
@@ -150,6 +151,30 @@ class ZambaConfig:
         return self.eos_id if isinstance(self.eos_id, tuple) else (self.eos_id,)
 
 
+def _whole(x: object) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
+def _number(x: object) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool)
+
+
+def _wholes(x: object) -> bool:
+    return isinstance(x, tuple) and all(map(_whole, x))
+
+
+# what a value must be before it can be compared with anything
+KINDS: tuple[tuple[Callable[[Any], bool], str, tuple[str, ...]], ...] = (
+    (_whole, "a whole number", ("dt_rank", "adapter_rank", "max_positions")),
+    (_number, "a number", ("rope_theta", "norm_eps", "init_std", "dt_min", "dt_max", "dt_floor")),
+    (lambda x: isinstance(x, bool), "true or false", ("attention_adapters", "long_context")),
+    (_wholes, "a list of whole numbers", ("hybrid_layers",)),
+    (lambda x: isinstance(x, tuple) and len(x) == 2 and all(map(_number, x)), "two numbers, low and high", ("dt_limit",)),
+    (lambda x: x is None or _whole(x), "a token id or nothing", ("pad_id", "bos_id")),
+    (lambda x: x is None or _whole(x) or _wholes(x), "a token id, several, or nothing", ("eos_id",)),
+)
+
+
 def _problems(c: ZambaConfig):
     """Yield what makes a config impossible, in words."""
     if c.family not in FAMILIES:
@@ -158,10 +183,11 @@ def _problems(c: ZambaConfig):
         if not isinstance(getattr(c, name), int) or isinstance(getattr(c, name), bool) or getattr(c, name) < 1:
             yield f"{name} is {getattr(c, name)!r}, expected a whole number of at least 1"
             return
-    for name in ("dt_rank", "adapter_rank", "max_positions"):
-        if type(getattr(c, name)) is not int:
-            yield f"{name} is {getattr(c, name)!r}, expected a whole number"
-            return
+    for fits, expected, names in KINDS:
+        for name in names:
+            if not fits(getattr(c, name)):
+                yield f"{name} is {getattr(c, name)!r}, expected {expected}"
+                return
     if c.n_layers > MOST_LAYERS:
         yield f"n_layers is {c.n_layers}, expected at most {MOST_LAYERS}"
         return

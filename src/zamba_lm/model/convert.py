@@ -1,5 +1,6 @@
 """One checkpoint folder into another: any style to any style, another dtype, int8 rows to plain and back."""
 
+import os
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -73,12 +74,20 @@ def _is_checkpoint(folder: Path) -> bool:
 
 
 def _copy_companions(source: Path, target: Path) -> None:
-    for name in COMPANIONS:
+    """Each is whole or absent. A source that brings any replaces all: those of an earlier conversion belong to another model."""
+    theirs = [name for name in COMPANIONS if (source / name).is_file()]
+    for name in COMPANIONS if theirs else ():
+        beside = target / (name + ".part")
         try:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, target / name)
+            if name in theirs:
+                shutil.copyfile(source / name, beside)
+                os.replace(beside, target / name)
+            else:
+                (target / name).unlink(missing_ok=True)
         except OSError as error:
             raise ZambaError(f"cannot copy {name} to {target}: {error.strerror}") from error
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def _packaged_tokenizer(source: Path, config: ZambaConfig) -> Tokenizer | None:

@@ -39,12 +39,9 @@ class Found:
 
     def view_for(self, parameter: Tensor) -> Tensor | None:
         """A view of the file that can stand for ``parameter``: if large, on the CPU and byte for byte what the file has."""
-        source = self.source
-        if not isinstance(source, Stored) or source.start % source.dtype.itemsize or not parameter.is_cpu:
-            return None
         whole = self.piece.rows is None and self.piece.weave is None and self.scale is None and not self.copies
-        fits = parameter.dtype == source.dtype and parameter.nbytes >= LEAST_MAPPED
-        return source.map().view(parameter.shape) if whole and fits else None
+        fits = parameter.is_cpu and parameter.dtype == self.source.dtype and parameter.nbytes >= LEAST_MAPPED
+        return self.source.map().view(parameter.shape) if whole and fits and _can_map(self.source) else None
 
     def place(self, parameter: Tensor) -> None:
         """Copy the tensor to its window of ``parameter`` (the whole of ours, any device). ZambaError if a tied copy differs."""
@@ -53,7 +50,9 @@ class Found:
         if exact and window.is_cpu and window.is_contiguous():
             self.source.read_into(window)
         else:
-            window.copy_(self.read().reshape(window.shape))
+            # Mapped, its rows go from the file to their places: memory for all of them in between costs as much again to find.
+            mapped = window.is_cpu and self.scale is None and window.nbytes >= LEAST_MAPPED and _can_map(self.source)
+            window.copy_((self.source.map() if mapped else self.read()).reshape(window.shape))
         for copy in self.copies:
             if not self._equals(copy, window.reshape(self.piece.shape) if exact else self.source.read()):
                 raise ZambaError(f"{copy.name} in {copy.source.path} differs from {self.name}, whose tied copy it should be")
@@ -69,6 +68,11 @@ class Found:
     def dtype_in(self, dtype: torch.dtype) -> torch.dtype:
         """dtype of this parameter in a model of ``dtype``."""
         return kept_dtype(self.piece.target, self.source.dtype, dtype)
+
+
+def _can_map(source: Source) -> bool:
+    """Whether ``source`` can be looked at where it lies: in a safetensors file, at a multiple of its item size."""
+    return isinstance(source, Stored) and source.start % source.dtype.itemsize == 0
 
 
 def _bits(tensor: Tensor) -> Tensor:

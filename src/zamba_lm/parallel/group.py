@@ -13,7 +13,7 @@ from zamba_lm.errors import ZambaError
 
 gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name since torch 2.13, and before
 PATIENCE = timedelta(minutes=5)  # a rank that waits this long for another gives up, with an error
-TORCHRUN = "torchrun --nproc-per-node 2 SCRIPT.py"
+TORCHRUN = "torchrun --nproc-per-node 2 SCRIPT.py (or -m zamba_lm generate --parallel ...)"
 
 
 @dataclass(frozen=True)

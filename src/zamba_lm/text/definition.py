@@ -177,17 +177,25 @@ def _bos_id(special: dict[str, int], name: str | None, generation: dict) -> int 
     if name is not None:
         return special[name]
     known = [special[name] for name in BOS_NAMES if name in special]
-    return next(iter(known), generation.get("bos_token_id"))
+    return next(iter(known), next(iter(_stated(generation, "bos_token_id")), None))
 
 
 def _eos_ids(special: dict[str, int], name: str | None, generation: dict) -> tuple[int, ...]:
     """The named token first, then what generation_config.json adds, then ``<|im_end|>``, which always ends a turn."""
-    stated = generation.get("eos_token_id")
-    stated = stated if isinstance(stated, list) else [stated] if stated is not None else []
+    stated = _stated(generation, "eos_token_id")
     named = [special[name]] if name is not None else []
     turn_end = [special[IM_END]] if IM_END in special else []
     usual = [special[name] for name in EOS_NAMES if name in special][:1]
     return tuple(dict.fromkeys([*named, *stated, *turn_end])) or tuple(usual)
+
+
+def _stated(generation: dict, key: str) -> list[int]:
+    """The id or ids that the model's files state. ZambaError for what is none: it would never come, and an answer never end."""
+    value = generation.get(key)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if any(type(index) is not int or index < 0 for index in ids):
+        raise ZambaError(f"generation_config.json: {key} is {value!r}, expected a token id or a list of them")
+    return ids
 
 
 def _chat_template(folder: Path, config: dict) -> str | None:

@@ -1,1 +1,1 @@
-"""Making models: corpora of token ids, the training loop, the embedded model's recipe."""
+"""Making models: sets of token ids, recipes, a trainer that resumes, tuning, training on several devices."""

@@ -59,7 +59,7 @@ def test_a_folder_that_is_no_set(tmp_path):
 
 def test_a_manifest_of_another_format_or_none_at_all(copied):
     (copied / "manifest.json").write_text(json.dumps(read_manifest(copied) | {"format": 99}))
-    with pytest.raises(ZambaError, match="has format 99, this version reads 1"):
+    with pytest.raises(ZambaError, match="has format 99, this version reads 2"):
         Shards.open(copied)
     (copied / "manifest.json").write_text("{")
     with pytest.raises(ZambaError, match="is not valid JSON"):

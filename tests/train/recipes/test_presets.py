@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from zamba_lm.errors import ZambaError
-from zamba_lm.train.pebble import PEBBLE, PLAN
+from zamba_lm.hub import resolve
+from zamba_lm.model.load import read_config
 from zamba_lm.train.recipes import anneal, long_context, pretrain
 from zamba_lm.train.recipes.base import Data
 from zamba_lm.train.recipes.origin import config_of, origin
@@ -50,16 +51,8 @@ def test_zamba1_as_published():
     assert ends(later)[1:] == pytest.approx([1.1e-4, 1e-7]) and ends(later)[0] < 1e-6
 
 
-def test_pebble_as_it_was_first_made():
-    run = pretrain.PRESETS["pebble"]
-    assert SHAPES["pebble"] == PEBBLE
-    assert (run.batch.tokens, run.batch.row, run.batch.rows) == (PLAN.tokens, PLAN.row, PLAN.batch)
-    assert (run.optim.matrix_lr, run.optim.lr, run.optim.embedding_decay) == (
-        PLAN.matrix_lr,
-        PLAN.other_lr,
-        PLAN.weight_decay / 10,
-    )
-    assert (run.rate.kind, run.rate.warmup, run.rate.decay_from, run.rate.floor) == ("linear", PLAN.warmup, PLAN.decay_from, 0.0)
+def test_pebble_has_the_shape_that_ships():
+    assert SHAPES["pebble"] == read_config(resolve("zamba2-pebble"))
 
 
 @pytest.mark.parametrize("module", [pretrain, anneal, long_context], ids=lambda module: module.__name__)

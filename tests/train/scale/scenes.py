@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-import zamba_lm.train.scale.sharded
 import zamba_lm.train.tuning.job  # noqa: F401  imported here, once
 from tests.train.trainer.processes import child, kill_at, names, settings, wait, world
 from tests.train.trainer.tiny import corpus, log, recipe

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import torch
 
+import zamba_lm.train.recipes.language
+import zamba_lm.train.scale.sharded  # noqa: F401  what a run imports, imported once
 from tests.train.trainer.tiny import corpus, log, recipe
 from zamba_lm.train.recipes.start import prepare
 from zamba_lm.train.trainer import checkpoints

@@ -65,8 +65,11 @@ def test_the_models_own_adapters_and_shared_blocks_included(tmp_path):
 def test_dtype_and_base_can_be_said(tmp_path):
     _, adapter, base = tuned(tmp_path)
     moved = base.rename(tmp_path / "moved")
+    Tokenizer.mistral().save(moved)
+    Tokenizer.mistral(instruct=True).save(adapter)
     for dtype in ("float32", "bfloat16"):
-        merge(adapter, tmp_path / dtype, base=moved, out_dtype=dtype, tokenizer=Tokenizer.mistral())
+        merge(adapter, tmp_path / dtype, base=moved, out_dtype=dtype)
+    assert Tokenizer.load(tmp_path / "float32").chat_template, "the tokenizer beside the adapter: it learnt the chats"
     exact, rounded = (load_model(tmp_path / dtype, device="cpu") for dtype in ("float32", "bfloat16"))
     assert rounded.dtype == torch.bfloat16
     for a, b in zip(exact.parameters(), rounded.parameters(), strict=True):
@@ -85,4 +88,7 @@ def test_what_does_not_fit_is_told_in_one_line(tmp_path):
     config = adapter / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": ""}))
     with pytest.raises(ZambaError, match="does not say which model it belongs to"):
+        merge(adapter, tmp_path / "out")
+    config.write_text("{")
+    with pytest.raises(ZambaError, match="adapter_config.json is not JSON"):
         merge(adapter, tmp_path / "out")

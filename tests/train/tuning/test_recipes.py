@@ -34,4 +34,4 @@ def test_preferences_after_chats(run, tmp_path):
     run("sft")
     run("lora-dpo", f"start={tmp_path / 'run'}", "merge=false", out="dpo")
     assert abs(entries(tmp_path / "dpo")[0]["loss"] - 0.6931472) < 1e-6
-    assert not (tmp_path / "dpo" / "model").exists() and (tmp_path / "dpo" / "adapter").exists()
+    assert not (tmp_path / "dpo" / "model").exists() and Tokenizer.load(tmp_path / "dpo" / "adapter").chat_template

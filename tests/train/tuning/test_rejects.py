@@ -8,6 +8,7 @@ import pytest
 from zamba_lm.engine.request import SamplingParams
 from zamba_lm.errors import ZambaError
 from zamba_lm.llm import LLM
+from zamba_lm.text.tokenizer import Tokenizer
 from zamba_lm.train.tuning.rejects import as_pair, write_rejects
 
 PARAMS = SamplingParams(max_tokens=6, temperature=1.0, seed=5)
@@ -23,6 +24,7 @@ class Parrot:
     """An LLM whose answer says what it was asked and with which seed; ``broken`` at its nth call."""
 
     folder = "parrot"
+    tokenizer = Tokenizer.mistral(instruct=True)
 
     def __init__(self, answer="{prompt} {seed}", reason="stop", broken=None):
         self.answer, self.reason, self.broken, self.calls = answer, reason, broken, 0
@@ -112,6 +114,14 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(tmp_path):
         write_rejects(other, records(), tmp_path / "r", PARAMS)
 
 
+@pytest.mark.parametrize("others", [records()[:3], [*records()[1:], *records()[:1]]])
+def test_answers_to_other_records_are_not_taken_for_these(tmp_path, others):
+    write_rejects(Parrot(), records(), str(tmp_path / "r"), PARAMS)
+    with pytest.raises(ZambaError, match="r holds answers to 7 records that are others or more than these"):
+        write_rejects(Parrot(), others, tmp_path / "r", PARAMS)
+    assert write_rejects(Parrot(), records(9), tmp_path / "r", PARAMS) == {"pairs": 9}  # more behind the same ones
+
+
 def test_progress_is_told(tmp_path):
     told = []
     write_rejects(
@@ -158,3 +168,10 @@ def test_with_the_embedded_model(tmp_path):
     again = tmp_path / "again"
     write_rejects(llm, records(3), again, PARAMS)
     assert again.read_bytes() == out.read_bytes()
+
+
+def test_a_model_that_was_never_taught_to_answer_is_refused(tmp_path):
+    base = Parrot()
+    base.tokenizer = Tokenizer.mistral()
+    with pytest.raises(ZambaError, match="parrot has no chat template, so nobody taught it to answer"):
+        write_rejects(base, records(), tmp_path / "r", PARAMS)

@@ -32,7 +32,9 @@ def documents(tokenizer: Tokenizer, batch: Sequence[Text]) -> Iterator[Document]
 
 
 def document(tokenizer: Tokenizer, record: Chat | Pair) -> Document:
-    """A chat or a pair."""
+    """A chat or a pair. ZambaError where the tokenizer has no chat template: its model could not be asked in the same way."""
+    if tokenizer.chat_template is None:
+        raise ZambaError(f"a {record.kind} needs a tokenizer with a chat template: name an instruct model's with --tokenizer")
     if record.kind == "chat":
         entries = chat(tokenizer, record.messages)
         return Document(entries, int((entries >= mark(entries.dtype)).sum()), record.n_bytes)

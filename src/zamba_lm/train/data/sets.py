@@ -19,7 +19,7 @@ from zamba_lm.errors import ZambaError
 from zamba_lm.text.tokenizer import Tokenizer
 from zamba_lm.train.data import encode, sources
 from zamba_lm.train.data.job import Options, run
-from zamba_lm.train.data.shards import FORMAT, MANIFEST, fingerprint, read_manifest
+from zamba_lm.train.data.shards import FORMAT, MANIFEST, TOKENIZER, fingerprint, read_manifest
 
 __all__ = ["Options", "tokenise"]
 
@@ -60,6 +60,7 @@ def tokenise(
             (out / f"{source.name}.json").unlink(missing_ok=True)
         raise ZambaError(f"none of {len(todo)} sources holds a record that can be used, so {out} holds nothing")
     manifest = _manifest(head, [done[name] for name in sorted(done)], encode.dtype_for(tokenizer.vocab_size))
+    tokenizer.save(out / TOKENIZER)
     _write(out / MANIFEST, manifest)
     for entry in manifest["sources"]:
         (out / f"{entry['name']}.json").unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """A set of documents on disk: entries end to end in flat files, a table of the documents, a manifest that says what it all is.
 
     SET/manifest.json             kind, tokenizer, and for every source its counts, its notes and its shards
+    SET/tokenizer/                the tokenizer itself, with its chat template
     SET/NAME.train.ids            entries (encode.py), little-endian uint16 or uint32, nothing else
     SET/NAME.train.docs.npy       one row a document: tokens, targets, bytes of text, source
     SET/NAME.held_out.*           the same for what is held out
@@ -27,8 +28,9 @@ from zamba_lm.hub import nearest
 from zamba_lm.text.tokenizer import Tokenizer
 from zamba_lm.train.data import encode
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer"  # the folder of a set that holds the tokenizer that made it
 SPLITS = ("train", "held_out")
 DOCUMENT = np.dtype([("tokens", "<u4"), ("targets", "<u4"), ("bytes", "<u4"), ("source", "<u2")])
 PAIR = np.dtype([*DOCUMENT.descr, ("prompt", "<u4"), ("chosen", "<u4")])
@@ -193,12 +195,7 @@ class Shards:
 
     def refuse_other(self, tokenizer: Tokenizer) -> None:
         """Raise ZambaError unless this tokenizer writes the ids that stand here."""
-        given = fingerprint(tokenizer)
-        if given["sha256"] != self.tokenizer["sha256"]:
-            raise ZambaError(
-                f"{self.folder} was made with the tokenizer {_named(self.tokenizer)}, not with this one, {_named(given)}: "
-                "tokenise the texts again with the model's tokenizer"
-            )
+        refuse_other(self.folder, self.tokenizer, tokenizer)
 
     def refuse_model(self, vocab_size: int) -> None:
         """Raise ZambaError for a model whose vocabulary lacks ids that stand here."""
@@ -207,6 +204,16 @@ class Shards:
                 f"the model knows {vocab_size} tokens, {self.folder} was made with {_named(self.tokenizer)}: tokenise the texts "
                 "again with the model's tokenizer"
             )
+
+
+def refuse_other(folder: Path | str, made_with: dict, tokenizer: Tokenizer) -> None:
+    """Raise ZambaError unless this tokenizer writes the ids of the set ``folder``, whose manifest says ``made_with``."""
+    given = fingerprint(tokenizer)
+    if given["sha256"] != made_with["sha256"]:
+        raise ZambaError(
+            f"{folder} was made with the tokenizer {_named(made_with)}, not with this one, {_named(given)}: "
+            "tokenise the texts again with the model's tokenizer"
+        )
 
 
 def _named(told: dict) -> str:

@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 from zamba_lm.errors import ZambaError
 
 
-def said(default: Any, text: str, *, least: float | None = None) -> Any:
-    """A field with a default, the text that the help shows, and the least number that ``--set`` takes."""
+def said(default: Any, text: str, *, least: float | None = None, below: float | None = None) -> Any:
+    """A field with a default, the text that the help shows, and the numbers that ``--set`` takes: from ``least``, ``below``."""
     factory = {"default_factory": lambda: type(default)(default)} if isinstance(default, dict) else {"default": default}
-    return field(**factory, metadata={"says": text, "least": least})
+    return field(**factory, metadata={"says": text, "least": least, "below": below})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +44,13 @@ class Optim:
 
     name: str = said("adamw", "adamw, or muon: Muon for the matrices of layers and blocks, AdamW for everything else")
     lr: float = said(2e-4, "peak learning rate (with muon: of everything but those matrices)", least=0)
-    matrix_lr: float = said(4e-3, "peak learning rate of the matrices with muon, scaled to AdamW's size of updates")
-    beta1: float = said(0.9, "AdamW: decay of the mean of gradients", least=0)
-    beta2: float = said(0.95, "AdamW: decay of the mean of their squares", least=0)
+    matrix_lr: float = said(4e-3, "peak learning rate of the matrices with muon, scaled to AdamW's size of updates", least=0)
+    beta1: float = said(0.9, "AdamW: decay of the mean of gradients", least=0, below=1)
+    beta2: float = said(0.95, "AdamW: decay of the mean of their squares", least=0, below=1)
     eps: float = said(1e-8, "AdamW: added to the root of the latter", least=0)
-    momentum: float = said(0.95, "Muon: momentum")
+    momentum: float = said(0.95, "Muon: momentum", least=0, below=1)
     weight_decay: float = said(0.1, "of matrices; vectors (norms, biases, convolutions, A_log, D, dt_bias) never decay")
-    embedding_decay: float = said(0.1, "of the embedding")
+    embedding_decay: float = said(0.1, "of the embedding", least=0)
     clip: float = said(1.0, "largest norm of the gradient; 0: never clipped", least=0)
 
 
@@ -61,8 +61,8 @@ class Rate:
     kind: str = said("cosine", "constant, linear, cosine or exponential")
     warmup: float = said(0.01, "linear rise from 0: steps, or a share of the run when below 1", least=0)
     floor: float = said(0.1, "learning rate at the end, as a share of the peak", least=0)
-    decay_from: float = said(0.0, "share of the run at which the fall begins", least=0)
-    gamma: float = said(0.25, "exponential: eta(t) = a exp(-t / (gamma T)) + b, matched to both ends")
+    decay_from: float = said(0.0, "share of the run at which the fall begins", least=0, below=1)
+    gamma: float = said(0.25, "exponential: eta(t) = a exp(-t / (gamma T)) + b, matched to both ends", least=0.01)
 
     def warmup_steps(self, steps: int) -> int:
         return round(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
@@ -91,8 +91,8 @@ class Run:
     eval_every: int = said(0, "steps between measurements of data.held_out; 0: at the end only", least=0)
     eval_bytes: int = said(0, "bytes of text of each held-out source that are measured; 0: all", least=0)
     stop_after: int = said(10, "steps in a row with a loss or gradient that is not finite, after which the run ends", least=1)
-    peak_flops: float | None = said(None, "operations a second of one device, for the MFU; none: known by the device's name")
-    memory_gib: float | None = said(None, "memory of one device, for the plan, GiB; none: what the device has")
+    peak_flops: float | None = said(None, "operations a second of one device, for the MFU; none: known by its name", least=1)
+    memory_gib: float | None = said(None, "memory of one device, for the plan, GiB; none: what the device has", least=0)
     tensorboard: bool = said(False, "also write the log to OUT/tensorboard")
     wandb: bool = said(False, "also send the log to Weights & Biases")
     final_dtype: str = said("bfloat16", "of OUT/model, the finished model (checkpoints are float32)")

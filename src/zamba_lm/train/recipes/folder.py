@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from zamba_lm.errors import ZambaError
+from zamba_lm.model.checkpoint import read_json
 from zamba_lm.train.recipes.base import Recipe, groups, need
 from zamba_lm.train.recipes.resolve import from_dict
 
@@ -31,11 +32,13 @@ def saved(kind: type[Recipe], out: str) -> Recipe | None:
     if not path.is_file():
         return None
     try:
-        told = json.loads(path.read_text())
-    except ValueError as error:
-        raise ZambaError(f"{path} is not JSON ({error}); move the folder away, or restore the file") from error
+        told = read_json(path)
+    except ZambaError as error:
+        raise ZambaError(f"{error}; move the folder away, or restore the file") from error
     if told.get("recipe") != kind.name:
         raise ZambaError(f"{out} is a run of {told.get('recipe')}, not of {kind.name}; choose another with --set out=FOLDER")
+    if not isinstance(told.get("config"), dict):
+        raise ZambaError(f"{path} has no config, so it is damaged; move the folder away, or restore the file")
     return replace(from_dict(kind, told["config"]), out=out)
 
 

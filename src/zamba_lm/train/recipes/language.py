@@ -21,7 +21,8 @@ from zamba_lm.train.data import Mixture, Stream, collate
 from zamba_lm.train.recipes import text
 from zamba_lm.train.recipes.base import Language, Optim
 from zamba_lm.train.recipes.budget import rows_at_once
-from zamba_lm.train.recipes.origin import config_of, tokenizer_of, weights_into
+from zamba_lm.train.recipes.origin import config_of, weights_into
+from zamba_lm.train.recipes.speech import speaking, tokenizer_of
 from zamba_lm.train.scale.mesh import readers, refuse
 from zamba_lm.train.trainer.arguments import steady_arguments
 from zamba_lm.train.trainer.feed import Feed, Phase
@@ -52,7 +53,7 @@ def train(
     micro = rows_at_once(config, shape, row=longest.row, rows=longest.rows)
     args = arguments(config, steps=steps, micro=micro, rows=longest.rows)
     tokenizer = tokenizer_of(config)
-    zamba = _model(config, shape, args.device)
+    zamba = _model(config, shape if config.start else speaking(shape, tokenizer), args.device)
     trainer = trainer_kind(ZambaTrainer, config)(
         wrap(zamba),
         args=args,

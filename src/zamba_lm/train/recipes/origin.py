@@ -12,7 +12,6 @@ from zamba_lm.train.trainer import checkpoints
 
 if TYPE_CHECKING:
     from zamba_lm.model.zamba import Zamba
-    from zamba_lm.text.tokenizer import Tokenizer
 
 
 def config_of(config: Language) -> ZambaConfig:
@@ -25,13 +24,17 @@ def config_of(config: Language) -> ZambaConfig:
 
 
 def origin(start: str) -> Path:
-    """The folder of weights that ``start`` means: of a run its newest checkpoint, whose weights are float32."""
+    """The folder of weights that ``start`` means: of a run its newest checkpoint, in float32; of a run of adapters,
+    whose checkpoints hold no model, the one it was merged into."""
     path = Path(start)
     if path.is_dir() and not (path / "config.json").is_file():
-        if newest := checkpoints.newest(path):
+        newest = checkpoints.newest(path)
+        if newest and (newest / "config.json").is_file():
             return newest
         if (path / "model" / "config.json").is_file():
             return path / "model"
+        if newest:
+            raise ZambaError(f"start={start}: the run holds adapters alone: merge them into their model first (docs/tuning.md)")
         raise ZambaError(f"start={start}: the folder holds neither a checkpoint of a run nor a model")
     return resolve(start)
 
@@ -62,11 +65,3 @@ def loaded(folder: Path, *, device: Any, dtype: Any) -> "Zamba":
     zamba = Zamba(read_config(folder), device=device, dtype=torch.float32)
     weights_into(zamba, str(folder))
     return zamba if dtype == "auto" else zamba.to(dtype)
-
-
-def tokenizer_of(config: Language) -> "Tokenizer":
-    """The tokenizer beside the weights, or the published models' own."""
-    from zamba_lm.text.tokenizer import Tokenizer
-
-    folder = origin(config.start) if config.start else None
-    return Tokenizer.load(folder) if folder and any(folder.glob("tokenizer*")) else Tokenizer.mistral()

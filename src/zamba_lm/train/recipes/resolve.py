@@ -56,13 +56,15 @@ def _assign(config: Any, keys: list[str], text: str, path: str, root: Any) -> An
         return replace(config, **{key: {**value, ".".join(rest): inner}})
     if rest:
         raise _unknown(path, root)
-    least = next(one.metadata.get("least") for one in fields(config) if one.name == key)
-    return replace(config, **{key: _at_least(least, convert(text, hint, path), path)})
+    limits = next(one.metadata for one in fields(config) if one.name == key)
+    return replace(config, **{key: _within(limits.get("least"), limits.get("below"), convert(text, hint, path), path)})
 
 
-def _at_least(least: float | None, value: Any, path: str) -> Any:
-    if least is not None and not value >= least:  # nan is not, either
+def _within(least: float | None, below: float | None, value: Any, path: str) -> Any:
+    if value is not None and least is not None and not value >= least:  # nan is not, either
         raise ZambaError(f"--set {path}={value}: expected at least {least}")
+    if below is not None and not value < below:
+        raise ZambaError(f"--set {path}={value}: expected less than {below}")
     return value
 
 

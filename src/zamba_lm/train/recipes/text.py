@@ -77,16 +77,16 @@ def _measure(zamba: "Zamba", shards: Shards, row: int, most: int) -> Callable[[]
 
 def opened(data: Data, where: str, split: str, tokenizer: Tokenizer) -> Shards:
     """The shards of "FOLDER" or "FOLDER:PATTERN"."""
-    folder, pattern = _place(data, where)
+    folder, pattern = place(data, where)
     return Shards.open(folder, split, only=pattern, tokenizer=tokenizer)
 
 
 def holds_out(data: Data, where: str) -> bool:
     """Whether anything of "FOLDER" or "FOLDER:PATTERN" is held out. ZambaError where there is no set."""
-    folder, pattern = _place(data, where)
+    folder, pattern = place(data, where)
     return holds(folder, "held_out", only=pattern)
 
 
-def _place(data: Data, where: str) -> tuple[Path, str]:
+def place(data: Data, where: str) -> tuple[Path, str]:
     folder, _, pattern = where.partition(":")
     return Path(data.folder) / folder, pattern or "*"

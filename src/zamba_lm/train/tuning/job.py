@@ -18,7 +18,8 @@ from zamba_lm.text.tokenizer import Tokenizer
 from zamba_lm.train.data import pairs
 from zamba_lm.train.recipes import language, text
 from zamba_lm.train.recipes.budget import rows_at_once
-from zamba_lm.train.recipes.origin import loaded, origin, tokenizer_of
+from zamba_lm.train.recipes.origin import loaded, origin
+from zamba_lm.train.recipes.speech import tokenizer_of
 from zamba_lm.train.scale.mesh import refuse
 from zamba_lm.train.tuning import budget
 from zamba_lm.train.tuning.dpo import Dpo
@@ -185,6 +186,7 @@ def finish(trainer, config, tokenizer: Tokenizer, *, adapters: bool) -> Path:
     if trainer.is_world_process_zero():
         if adapters:
             trainer.model.save_pretrained(str(adapter))
+            tokenizer.save(adapter)  # which may have learnt a chat template that the base has not
             if config.merge:
                 merge(adapter, target, base=origin(config.start), out_dtype=config.run.final_dtype, tokenizer=tokenizer)
         else:

@@ -5,10 +5,12 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 
 from zamba_lm.errors import ZambaError
+from zamba_lm.model.checkpoint import read_json
 from zamba_lm.text.chat import check
 from zamba_lm.train.data import sources
 from zamba_lm.train.data.records import read
@@ -25,7 +27,7 @@ def differs(pair: Record, answer: str) -> bool:
 def write_rejects(
     llm,
     records: Iterable[Record],
-    out: Path,
+    out: str | Path,
     params,
     *,
     samples: int = 1,
@@ -43,17 +45,21 @@ def write_rejects(
 
     ``out`` is JSONL of {"prompt", "chosen", "rejected", "source", "record", "cut"}, which ``zamba_lm.train.data`` reads. Beside
     it stands ``out.progress``, from which a run that was cut off goes on behind its last complete batch; ZambaError where it was
-    begun by another model or with other settings. Returns counts: pairs, same (not worse), empty, cut.
+    begun by another model, with other settings or for other records. Returns counts: pairs, same (not worse), empty, cut.
     """
     if params.temperature <= 0 or params.seed is None:
         raise ZambaError(
             f"rejects need a temperature above 0 and a seed, found temperature {params.temperature} and seed {params.seed}"
         )
+    if llm.tokenizer.chat_template is None:
+        raise ZambaError(f"{llm.folder} has no chat template, so nobody taught it to answer: name a model that sft made")
     made = {"model": str(llm.folder), **asdict(params), "stop": list(params.stop), "samples": samples, "keep_cut": keep_cut}
-    done, counts = _resume(out, _progress(out), made)
+    out = Path(out)
+    done, counts, last = _resume(out, _progress(out), made)
     if on_batch:
         on_batch(done, counts)
-    pairs = islice(enumerate(map(as_pair, records)), done, None)
+    pairs = enumerate(map(as_pair, records))
+    _pass_over(pairs, done, last, out)
     with out.open("a", encoding="utf-8") as file:
         while chunk := list(islice(pairs, batch)):
             for k in range(samples):
@@ -63,7 +69,8 @@ def write_rejects(
             file.flush()
             os.fsync(file.fileno())
             done = chunk[-1][0] + 1
-            _note(_progress(out), {"done": done, "bytes": file.tell(), "counts": counts, "made": made})
+            last = _fingerprint(chunk[-1][1])
+            _note(_progress(out), {"done": done, "last": last, "bytes": file.tell(), "counts": counts, "made": made})
             if on_batch:
                 on_batch(done, counts)
     return counts
@@ -137,22 +144,36 @@ def _note(progress: Path, entry: dict) -> None:
     beside.replace(progress)
 
 
-def _resume(out: Path, progress: Path, made: dict) -> tuple[int, Counter]:
-    """Records done and counts so far; what stands in ``out`` behind the last complete batch is cut off."""
+def _pass_over(pairs: Iterator[tuple[int, dict]], done: int, last: str | None, out: Path) -> None:
+    """Skip the records that are done. ZambaError where the last of them is not the one that was answered last."""
+    for number, pair in islice(pairs, done):
+        if number + 1 == done and last in (None, _fingerprint(pair)):
+            return
+    if done:
+        raise ZambaError(f"{out} holds answers to {done:,} records that are others or more than these; choose another file")
+
+
+def _fingerprint(pair: Record) -> str:
+    return sha256(json.dumps(pair, default=str).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _resume(out: Path, progress: Path, made: dict) -> tuple[int, Counter, str | None]:
+    """Records done, counts so far, the fingerprint of the last record done. What stands in ``out`` behind the last complete batch
+    is cut off."""
     out.parent.mkdir(parents=True, exist_ok=True)
     if not progress.exists():
         if out.exists():
             raise ZambaError(f"{out} exists and no {progress.name} says how far it got; remove it or choose another file")
         _note(progress, {"done": 0, "bytes": 0, "counts": {}, "made": made})
         out.touch()
-    entry = json.loads(progress.read_text(encoding="utf-8"))
+    entry = read_json(progress)
     for key, now in made.items():
         if (was := entry.get("made", made).get(key)) != now:
             raise ZambaError(f"{out} was begun with {key} {was}, not {now}; go on with that, or choose another file")
     if not out.exists() or out.stat().st_size < entry["bytes"]:
         raise ZambaError(f"{out} is shorter than {progress.name} says; remove both and begin again")
     os.truncate(out, entry["bytes"])
-    return entry["done"], Counter(entry["counts"])
+    return entry["done"], Counter(entry["counts"]), entry.get("last")
 
 
 def _bones(text: str) -> str:
