@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.train.test_loop import TINY
+from tests.train.tiny import TINY
 from zamba_lm.errors import ZambaError
 from zamba_lm.model.zamba import Zamba
 from zamba_lm.train.captured import Captured

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.train.test_loop import TINY
+from tests.train.tiny import TINY
 from zamba_lm.errors import ZambaError
 from zamba_lm.model.zamba import Zamba
 from zamba_lm.train.optim import build, clip, orthogonal, split
