@@ -112,7 +112,7 @@ class Conversation:
                 raise ValueError("it is a folder" if file.is_dir() else "it is no ordinary file")
             _replace(file, json.dumps(self.messages, ensure_ascii=False, indent=2) + "\n")
         except (OSError, ValueError, RuntimeError) as error:  # a zero byte and an unknown user's home are no OSErrors
-            raise ZambaError(f"cannot save to {name[:80]}: {getattr(error, 'strerror', None) or error}") from error
+            raise ZambaError(f"cannot save to {name[:255]}: {getattr(error, 'strerror', None) or error}") from error
         terminal.say(f"[{len(self.messages)} messages in {file}]")
 
 

@@ -43,7 +43,7 @@ def tokenise(
     ] = None,
     text_field: Annotated[str, typer.Option(metavar="FIELD", help="Where the text of a record stands.")] = "text",
     source_field: Annotated[str, typer.Option(metavar="FIELD", help="Where a record says where it comes from.")] = "source",
-    processes: Annotated[int, typer.Option(metavar="N", help="Sources at a time; 0 is one a core.")] = 0,
+    processes: Annotated[int, typer.Option(metavar="N", min=0, help="Sources at a time; 0 is one a core.")] = 0,
 ) -> None:
     """Turn records into a set of token ids that training reads without further work.
 
@@ -114,7 +114,7 @@ def check(
     tokenizer: Annotated[
         str | None, typer.Option(metavar="NAME", help="Also make sure that this model's tokenizer is the one of the set.")
     ] = None,
-    show: Annotated[int, typer.Option(metavar="N", help="Print N documents of each split; needs --tokenizer.")] = 0,
+    show: Annotated[int, typer.Option(metavar="N", min=0, help="Print N documents of each split; needs --tokenizer.")] = 0,
 ) -> None:
     """Read a set from end to end and compare it with its manifest: sizes, checksums, ids.
 

@@ -105,6 +105,7 @@ def test_shapes_that_are_not_there(name, changes, message):
 def test_where_weights_come_from(tmp_path):
     (tmp_path / "run" / "checkpoint-3").mkdir(parents=True)
     (tmp_path / "run" / "checkpoint-20").mkdir()
+    (tmp_path / "run" / "checkpoint-20" / "config.json").write_text("{}")
     (tmp_path / "done" / "model").mkdir(parents=True)
     (tmp_path / "done" / "model" / "config.json").write_text("{}")
     (tmp_path / "empty").mkdir()
