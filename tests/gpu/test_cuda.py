@@ -5,42 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.gpu.shapes import ZAMBA, ZAMBA2
 from zamba_lm.model.batch import Batch
-from zamba_lm.model.config import ZambaConfig
 from zamba_lm.model.zamba import Zamba
 
 pytestmark = pytest.mark.gpu
 
-ZAMBA2 = ZambaConfig(
-    family="zamba2",
-    vocab_size=101,
-    d_model=64,
-    n_layers=5,
-    hybrid_layers=(1, 3, 4),
-    n_blocks=2,
-    n_ssm_heads=4,
-    d_state=16,
-    n_groups=2,
-    n_heads=4,
-    d_ff=96,
-    adapter_rank=4,
-    attention_adapters=True,
-    rope_theta=1e4,
-    init_std=0.1,
-)
-ZAMBA = ZambaConfig(
-    family="zamba",
-    vocab_size=101,
-    d_model=64,
-    n_layers=5,
-    hybrid_layers=(1, 3),
-    n_ssm_heads=2,
-    d_state=16,
-    dt_rank=4,
-    n_heads=4,
-    d_ff=96,
-    init_std=0.1,
-)
 WIDE = replace(ZAMBA, d_model=464, n_heads=2, init_std=0.03)  # attention heads of 464
 
 

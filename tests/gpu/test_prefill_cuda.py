@@ -1,12 +1,14 @@
 """Prompts read from trays on a GPU: the plain pass's logits and states, also captured, whatever lies behind the last sequence."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from tests.gpu.shapes import ZAMBA, ZAMBA2
 from tests.numerics.tolerances import assert_within
 from zamba_lm.engine.tray import Tray
 from zamba_lm.model.batch import Batch
-from zamba_lm.model.config import ZambaConfig
 from zamba_lm.model.zamba import Zamba
 from zamba_lm.ops.attention import KVCache, attention
 from zamba_lm.ops.dispatch import force
@@ -14,35 +16,7 @@ from zamba_lm.ops.packing import Packing
 
 pytestmark = pytest.mark.gpu
 
-CONFIG = ZambaConfig(
-    family="zamba2",
-    vocab_size=101,
-    d_model=64,
-    n_layers=5,
-    hybrid_layers=(1, 3, 4),
-    n_blocks=2,
-    n_ssm_heads=4,
-    d_state=16,
-    n_groups=2,
-    n_heads=4,
-    d_ff=96,
-    adapter_rank=4,
-    rope_theta=1e4,
-    init_std=0.1,
-)
-OLDER = ZambaConfig(
-    family="zamba",
-    vocab_size=101,
-    d_model=64,
-    n_layers=4,
-    hybrid_layers=(1, 3),
-    n_ssm_heads=2,
-    d_state=16,
-    dt_rank=4,
-    n_heads=4,
-    d_ff=96,
-    init_std=0.1,
-)
+CONFIG, OLDER = replace(ZAMBA2, attention_adapters=False), replace(ZAMBA, n_layers=4)
 
 
 def model(config, dtype):

@@ -1,10 +1,8 @@
 """``zamba-lm chat``: a conversation at the terminal or through a pipe."""
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +12,7 @@ from zamba_lm.cli import options as o
 from zamba_lm.cli import terminal
 from zamba_lm.cli.generate import load, settings
 from zamba_lm.errors import ZambaError
+from zamba_lm.text.whole import replacing
 
 HELP = """/reset       start over
 /save FILE   write the conversation to FILE, as JSON
@@ -110,20 +109,11 @@ class Conversation:
             file = Path(name).expanduser()
             if file.exists() and not file.is_file():  # a device would give way to the file
                 raise ValueError("it is a folder" if file.is_dir() else "it is no ordinary file")
-            _replace(file, json.dumps(self.messages, ensure_ascii=False, indent=2) + "\n")
+            with replacing(file) as beside:
+                beside.write_text(json.dumps(self.messages, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         except (OSError, ValueError, RuntimeError) as error:  # a zero byte and an unknown user's home are no OSErrors
             raise ZambaError(f"cannot save to {name[:255]}: {getattr(error, 'strerror', None) or error}") from error
         terminal.say(f"[{len(self.messages)} messages in {file}]")
-
-
-def _replace(file: Path, text: str) -> None:
-    beside = file.with_name(file.name + ".part")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, file)
-    finally:
-        with suppress(OSError):  # a name that cannot be written cannot be removed either
-            beside.unlink(missing_ok=True)
 
 
 def converse(conversation: Conversation, lines: Iterable[str]) -> bool:

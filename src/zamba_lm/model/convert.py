@@ -1,6 +1,5 @@
 """One checkpoint folder into another: any style to any style, another dtype, int8 rows to plain and back."""
 
-import os
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -19,6 +18,7 @@ from zamba_lm.model.match import Found, match
 from zamba_lm.model.names import parameter_shapes
 from zamba_lm.model.weights import Parameter, write_checkpoint
 from zamba_lm.text.tokenizer import Tokenizer
+from zamba_lm.text.whole import replacing
 
 # what a folder holds beside config and weights, copied as it is
 COMPANIONS = (
@@ -77,17 +77,14 @@ def _copy_companions(source: Path, target: Path) -> None:
     """Each is whole or absent. A source that brings any replaces all: those of an earlier conversion belong to another model."""
     theirs = [name for name in COMPANIONS if (source / name).is_file()]
     for name in COMPANIONS if theirs else ():
-        beside = target / (name + ".part")
         try:
             if name in theirs:
-                shutil.copyfile(source / name, beside)
-                os.replace(beside, target / name)
+                with replacing(target / name) as beside:
+                    shutil.copyfile(source / name, beside)
             else:
                 (target / name).unlink(missing_ok=True)
         except OSError as error:
             raise ZambaError(f"cannot copy {name} to {target}: {error.strerror}") from error
-        finally:
-            beside.unlink(missing_ok=True)
 
 
 def _packaged_tokenizer(source: Path, config: ZambaConfig) -> Tokenizer | None:

@@ -1,10 +1,10 @@
 """Write a tokenizer's files into a model folder."""
 
 import json
-import os
 from pathlib import Path
 
 from zamba_lm.text.definition import Definition
+from zamba_lm.text.whole import replacing
 
 OTHERS = ("chat_template.jinja", "added_tokens.json")  # a tokenizer.model is read by nobody beside a tokenizer.json
 
@@ -33,9 +33,5 @@ def write(parts: Definition, folder: Path) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".part")
-    try:
+    with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
