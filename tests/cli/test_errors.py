@@ -64,8 +64,9 @@ def test_the_help_of_each_command_shows_an_example(run, command):
     assert result.code == 0 and "Example" in result.out and f"zamba-lm {command}" in result.out and result.err == ""
 
 
-def test_version_names_what_is_installed(run):
-    result = run("version")
+@pytest.mark.parametrize("asked", ["version", "--version"])
+def test_version_names_what_is_installed(run, asked):
+    result = run(asked)
     assert result.code == 0 and result.out.startswith("zamba-lm ") and "torch " in result.out
 
 

@@ -28,9 +28,12 @@ def test_products(total, shape, dtype):
 
 @pytest.mark.parametrize("widens", [True, False])
 @pytest.mark.parametrize("total", [MANY_ROWS - 1, MANY_ROWS, 65])
-@pytest.mark.parametrize("piece", [1, 1 << 13, cpu.PIECE])
-def test_many_rows_in_pieces(total, piece, widens, monkeypatch):
-    """Whole pieces, a last one that is short, a single one; and as processors multiply that gain nothing by it."""
+@pytest.mark.parametrize("piece", [1, 64, cpu.PIECE])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_many_rows_in_pieces(total, piece, threads, widens, monkeypatch):
+    """Whole pieces, a last one that is short, a single one; as many rows as threads can share evenly, and more; and as processors
+    multiply that gain nothing by it."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(cpu, "PIECE", piece)
     monkeypatch.setattr(cpu, "WIDENS", widens)
     x, weight = make(total, 64, 200)

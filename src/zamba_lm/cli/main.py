@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from typing import Annotated
 
 import typer
 
@@ -37,6 +38,21 @@ def version() -> None:
     from importlib.metadata import version as version_of
 
     print(f"zamba-lm {version_of('zamba-lm')}, Python {sys.version.split()[0]}, torch {version_of('torch')}")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def _before(
+    asked: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the versions and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:

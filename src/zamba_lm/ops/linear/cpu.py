@@ -8,7 +8,7 @@ from zamba_lm.ops.linear.reference import row_scales, unpack
 
 FEW_ROWS = 8  # up to here the eight-bit kernel is bound by reading the weight; beyond, it takes as long again for each row
 MANY_ROWS = 32  # from here the product in float32 is faster than in bfloat16, conversion of the weight included
-PIECE = 1 << 22  # numbers of a weight widened at a time: 16 MB, still in the last cache when they are multiplied
+PIECE = 256  # rows of a weight that each thread widens at a time: still near when it multiplies them
 SMALLEST = 1 << 12  # numbers in a weight from which eight bits pay (of 16 x 384 a row takes 8 us, 28 in bfloat16)
 COLUMNS = 16  # torch's eight-bit kernel reads so many at a time, past the end of rows that are no multiple of it
 
@@ -58,15 +58,26 @@ def _multiply(x_TI, weight_OI, row_scale_O):
 
 
 def _widened(x_TI, weight_OI, row_scale_O):
-    """The product in float32, rounded once. The columns of x lie together, since the library multiplies a fifth faster so."""
+    """The product in float32, rounded once. Every thread has a part of the rows to itself, since threads that share a product
+    wait for each other; the columns of x lie together, since the library multiplies a fifth faster so.
+    """
     O, I = weight_OI.shape  # noqa: E741
-    step = min(max(PIECE // I // 64 * 64, 64), O)
+    parts = min(torch.get_num_threads(), O)
+    even, rows = O // parts * parts, O // parts
     x_IT = x_TI.reshape(-1, I).T.float().contiguous()
-    wide_SI = x_IT.new_empty(step, I)
     y_TO = x_TI.new_empty(x_IT.shape[1], O)
-    for start in range(0, O, step):
-        piece = slice(start, start + step)
-        weight_SI = weight_OI[piece]
-        y_ST = torch.mm(wide_SI[: len(weight_SI)].copy_(weight_SI), x_IT)
-        y_TO[:, piece] = (y_ST if row_scale_O is None else y_ST.mul_(row_scale_O[piece, None])).T.contiguous()  # faster apart
-    return y_TO.view(*x_TI.shape[:-1], O)
+    _parts_widened(x_IT, weight_OI[:even].unflatten(0, (parts, rows)), y_TO[:, :even].unflatten(1, (parts, rows)))
+    if even < O:
+        _parts_widened(x_IT, weight_OI[even:].unsqueeze(0), y_TO[:, even:].unsqueeze(1))
+    return (y_TO if row_scale_O is None else y_TO.mul_(row_scale_O)).view(*x_TI.shape[:-1], O)
+
+
+def _parts_widened(x_IT, weight_PRI, y_TPR):
+    """``weight_PRI @ x_IT`` into ``y_TPR``, a piece of every part at a time."""
+    P, R, I = weight_PRI.shape  # noqa: E741
+    x_PIT = x_IT.expand(P, -1, -1)
+    wide = x_IT.new_empty(P * min(PIECE, R) * I)
+    for start in range(0, R, PIECE):
+        weight_PSI = weight_PRI[:, start : start + PIECE]
+        wide_PSI = wide[: weight_PSI.numel()].view(weight_PSI.shape).copy_(weight_PSI)
+        y_TPR[:, :, start : start + PIECE] = torch.bmm(wide_PSI, x_PIT).permute(2, 0, 1)
