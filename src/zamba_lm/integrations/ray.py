@@ -30,8 +30,8 @@ def torch_trainer(
     same path. A run folder that holds checkpoints is gone on with: so a job that Ray starts anew loses the steps since its last
     checkpoint at most, and goes on with another number of workers where ``scale.shard=fsdp``. ``max_failures``: how often Ray
     starts anew. ``resources``: of each worker, as Ray's ``resources_per_worker``; ``storage``: where Ray keeps its own notes.
-    Ray is told the last line of the run's log, which is whole in OUT/log.jsonl (checkpoints stay in ``out``, and without one of its
-    own Ray keeps no metrics in its result). ZambaError where Ray is missing and for settings that are wrong.
+    Ray is told the last line of the run's log, which is whole in OUT/log.jsonl; its result holds no metrics, since checkpoints
+    stay in ``out``. ZambaError where Ray is missing and for settings that are wrong.
     """
     from zamba_lm.train.recipes.base import need
     from zamba_lm.train.recipes.start import prepare
