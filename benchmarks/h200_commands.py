@@ -9,7 +9,7 @@ KERNEL_PRESETS = ("zamba2-2.7b", "zamba-7b-v1", "zamba2-7b", "zamba2-1.2b")
 SHARES = (  # parts and presets for each of four GPUs, all about as long
     ("ours,theirs", ("zamba2-2.7b",)),
     ("ours,theirs", ("zamba-7b-v1",)),
-    ("kernels,dense", KERNEL_PRESETS),
+    ("dense,kernels", KERNEL_PRESETS),
     ("start,sweep", SWEPT),
 )
 

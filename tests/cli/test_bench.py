@@ -78,6 +78,9 @@ def test_start_runs_in_processes_of_its_own(run, folder):
         (("decode", "--against", "llama"), "transformers"),
         (("decode", "--json", "no/such/folder/x.json"), "no folder"),
         (("decode", "--json", "."), "this is a folder"),
+        (("start", "--context", "4,5"), "start measures one length"),
+        (("decode", "--seed", "-1"), "--seed -1: expected a whole number from 0"),
+        (("decode", "--seed", str(2**63)), "--seed 9223372036854775808: expected a whole number from 0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )

@@ -44,6 +44,13 @@ def test_overrides_show_what_would_be(run):
     assert "65,536 tokens" in result.out
 
 
+@pytest.mark.parametrize("name", ["zamba-7b-v1", "Zyphra/Zamba-7B-v1"])
+def test_a_shape_that_is_built_in_has_no_revisions(run, name):
+    result = run("info", name, "--revision", "iter2500")
+    assert result.code == 1 and result.out == "" and result.err.count("\n") == 1
+    assert result.err.startswith(f"error: {name} is built in") and "leave --revision iter2500 out" in result.err
+
+
 def test_a_model_that_is_nowhere_is_one_line(run):
     result = run("info", "zamba2-2.8b")
     assert (

@@ -72,6 +72,12 @@ def test_resume_takes_the_settings_of_the_run_and_tells_what_changes(run, tmp_pa
     assert json.loads((out / "recipe.json").read_text())["config"]["batch"]["tokens"] == 5120
 
 
+def test_resume_where_no_run_is_says_that_it_begins_one(run, tmp_path):
+    told = run("train", "pretrain", "--set", f"out={tmp_path / 'tpyo'}", *TINY, "--resume", "--dry-run")
+    assert told.code == 0 and not (tmp_path / "tpyo").exists()
+    assert told.err == f"there is no run in {tmp_path / 'tpyo'} yet: --resume begins one, with the settings given here\n"
+
+
 @pytest.mark.parametrize("text", ["[]", "{", '{"recipe": "pretrain"}'])
 def test_a_damaged_recipe_is_one_line(run, tmp_path, text):
     (tmp_path / "recipe.json").write_text(text)

@@ -52,9 +52,9 @@ def mask(side: str, ids: torch.Tensor = IDS) -> torch.Tensor:
     return found
 
 
-def with_tokenizer(path: Path, *, instruct: bool = True) -> Path:
+def with_tokenizer(path: Path, *, name: str = FULL, instruct: bool = True) -> Path:
     """A checkpoint with the packaged vocabulary and its tokenizer's files, which name the class that the published ones name."""
-    random_model(replace(CASES[FULL], vocab_size=32000, dtype="bfloat16")).to(torch.bfloat16).save(path)
+    random_model(replace(CASES[name], vocab_size=32000, dtype="bfloat16")).to(torch.bfloat16).save(path)
     Tokenizer.mistral(instruct=instruct).save(path)
     told = json.loads((path / "tokenizer_config.json").read_text()) | {"tokenizer_class": "LlamaTokenizer"}
     (path / "tokenizer_config.json").write_text(json.dumps(told))

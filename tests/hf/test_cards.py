@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from transformers import Zamba2ForCausalLM as TheirZamba2
 
 from tests.hf.pairs import folder, with_tokenizer
-from tests.parity.cases import PLAIN
+from tests.parity.cases import FULL, PLAIN
 from zamba_lm import hf
 from zamba_lm.text.tokenizer import Tokenizer
 
@@ -54,16 +54,18 @@ def test_the_chat_of_the_instruct_cards(card):
     assert outputs.shape[1] <= len(ids) + 15 and f"user\n{user_turn_1}<|im_end|>" in text
 
 
-def test_the_prompt_of_the_base_cards(card):
-    tokenizer = AutoTokenizer.from_pretrained(card)
-    model = AutoModelForCausalLM.from_pretrained(card, device_map="auto", torch_dtype=torch.bfloat16)
+@pytest.mark.parametrize(("name", "ours"), [(PLAIN, hf.ZambaForCausalLM), (FULL, hf.Zamba2ForCausalLM)])
+def test_the_prompt_of_the_base_cards(name, ours, card, tmp_path):
+    folder = with_tokenizer(tmp_path / "base", name=name, instruct=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, device_map="auto", torch_dtype=torch.bfloat16, revision="iter2500")
 
     input_text = "What factors contributed to the fall of the Roman Empire?"
     input_ids = tokenizer(input_text, return_tensors="pt").to(model.device)
     outputs = model.generate(**input_ids, max_new_tokens=10)
     text = tokenizer.decode(outputs[0])
 
-    assert input_text in text and outputs.shape[1] > input_ids["input_ids"].shape[1]
+    assert type(model) is ours and input_text in text and outputs.shape[1] > input_ids["input_ids"].shape[1]
 
 
 def test_without_kernels(card):

@@ -22,6 +22,7 @@ def not_on_cpu(device):
 @pytest.fixture
 def ops(monkeypatch):
     """Two ops in a table of their own: one with a fast way that does not run on a CPU."""
+    dispatch.meet_all()  # while they can register where they belong
     monkeypatch.setattr(dispatch, "OPS", {})
     fast = Implementation("fast", lambda: "fast", not_on_cpu)
     plain = Implementation("reference", lambda: "plain")
@@ -121,6 +122,17 @@ def test_table(ops):
         assert table(META)[1] == ("stir", "reference", "forced")
     with force(stir="fast"), pytest.raises(ZambaError, match="needs a device of its own"):
         table("cpu")
+
+
+def test_the_table_holds_ops_that_nothing_has_called_yet(monkeypatch):
+    met = []
+    dispatch.meet_all.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(dispatch, "import_module", met.append)
+        table()
+    dispatch.meet_all.cache_clear()
+    assert set(met) == {f"zamba_lm.ops.{folder.name}" for folder in FOLDERS}
+    assert {"linear", "sample", "greedy", "xent", "token_scores"} <= {op for op, _, _ in table()}
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

@@ -9,6 +9,7 @@ import typer
 
 from zamba_lm.cli import options as o
 from zamba_lm.cli import terminal
+from zamba_lm.errors import ZambaError
 
 
 def info(
@@ -68,6 +69,8 @@ def _config(name: str, revision: str | None):
 
     published = name.removeprefix("Zyphra/").lower()
     if published in PRESETS and not (Path(name) / "config.json").is_file():
+        if revision:
+            raise ZambaError(f"{name} is built in, every revision of it has this shape: leave --revision {revision} out")
         return "built in", PRESETS[published]
     folder = resolve(name, revision)
     return str(folder), read_config(folder)

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cache
+from importlib import import_module
+from pathlib import Path
 
 import torch
 
@@ -65,6 +68,13 @@ class Op:
         return chosen
 
 
+@cache
+def meet_all() -> None:
+    """Import every op's folder, so that ``OPS`` knows those too that nothing has called yet."""
+    for file in sorted(Path(__file__).parent.glob("*/__init__.py")):
+        import_module(f"{__package__}.{file.parent.name}")
+
+
 @contextmanager
 def force(**choices: str) -> Iterator[None]:
     """Run the named ops with the named implementations inside the block: ``with force(ssd="reference"): ...``, process-wide."""
@@ -115,6 +125,7 @@ def use(backend: str, device: torch.device | str) -> None:
     """
     if backend not in BACKENDS:
         raise ZambaError(f"unknown backend {backend!r}, expected one of {', '.join(BACKENDS)}")
+    meet_all()
     named = [op for op in OPS.values() if any(i.name == backend for i in op.implementations)]
     for op in named:
         op._named(backend, torch.device(device))
@@ -124,6 +135,7 @@ def use(backend: str, device: torch.device | str) -> None:
 
 def without(name: str, device: torch.device | str) -> tuple[list[str], str]:
     """The ops that have an implementation ``name`` which cannot run on ``device``, and the reason."""
+    meet_all()
     device, missing, reason = torch.device(device), [], ""
     for op in (OPS[key] for key in sorted(OPS)):
         for i in op.implementations:
@@ -134,6 +146,7 @@ def without(name: str, device: torch.device | str) -> tuple[list[str], str]:
 
 def table(device: torch.device | str = "cpu") -> list[tuple[str, str, str]]:
     """Rows (op, implementation that would run on ``device``, why), in alphabetical order."""
+    meet_all()
     device = torch.device(device)
     return [_row(OPS[name], device) for name in sorted(OPS)]
 

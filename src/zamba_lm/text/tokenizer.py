@@ -51,6 +51,11 @@ class Tokenizer:
             raise ZambaError(f"{folder}: the tokenizer files are malformed ({problem}): fetch them again") from error
 
     @staticmethod
+    def lies_in(folder: Path | str) -> bool:
+        """Whether a folder brings a tokenizer, be it only names for the packaged one."""
+        return any(Path(folder).glob("tokenizer[._]*"))
+
+    @staticmethod
     def mistral(*, instruct: bool = False) -> "Tokenizer":
         """The packaged tokenizer; ``instruct`` names ids 1 and 2 ``<|im_start|>`` and ``<|im_end|>`` and brings ChatML."""
         return _mistral(bool(instruct))

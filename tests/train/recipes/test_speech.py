@@ -38,6 +38,13 @@ def config(kind, start: str = "", **sources: str):
     return kind(out="run", start=start, data=kind.__dataclass_fields__["data"].default_factory().__class__(sources=sources))
 
 
+def test_a_folder_brings_a_tokenizer_if_only_by_names(tmp_path):
+    (tmp_path / "tokenizer").mkdir()  # as runs and sets have it: not their own
+    assert not Tokenizer.lies_in(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert Tokenizer.lies_in(tmp_path)
+
+
 def test_texts_alone_keep_the_tokenizer_that_wrote_them(tmp_path):
     texts = a_set(tmp_path / "texts", TEXT, Tokenizer.mistral())
     assert tokenizer_of(config(Pretrain, texts=texts)).chat_template is None

@@ -79,6 +79,7 @@ def test_pairs_that_are_too_long_are_told(run, base):
     assert len(left) > 0
 
 
-def test_epochs_count_rows(run):
-    one, two = (steps_of(run.settings("sft", f"epochs={n}", write=False)) for n in (1, 2))
+def test_epochs_count_rows(run, base):
+    shape, tokenizer = read_config(base), Tokenizer.load(base)
+    one, two = (steps_of(run.settings("sft", f"epochs={n}", write=False), tokenizer, shape) for n in (1, 2))
     assert one > 5 and two in (2 * one, 2 * one - 1)

@@ -102,6 +102,10 @@ def _check(options: Options) -> None:
         raise ZambaError(f"--against {options.against!r}: expected {' or '.join(PEERS)}")
     if options.repeats < 1:
         raise ZambaError(f"--repeats {options.repeats}: expected a whole number of at least 1")
+    if not 0 <= options.seed < 2**63:
+        raise ZambaError(f"--seed {options.seed}: expected a whole number from 0 to 2^63 - 1")
+    if options.kind == "start" and "," in options.context:
+        raise ZambaError(f"--context {options.context!r}: start measures one length, and is called again for another")
     if dtype_name(as_dtype(options.state_dtype)) not in ("float32", "bfloat16"):
         raise ZambaError(f"--state-dtype {options.state_dtype!r}: expected fp32 or bf16")
     if options.against and options.kind != "kernels":

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -11,7 +12,7 @@ from zamba_lm.hub import nearest
 from zamba_lm.text.tokenizer import Tokenizer
 from zamba_lm.train.data import encode, files, sources, words
 from zamba_lm.train.data.records import KINDS, Chat, Pair, Text, held_out, read
-from zamba_lm.train.data.shards import SPLITS, Writer
+from zamba_lm.train.data.shards import SPLITS, writing
 
 BATCH = 512  # texts encoded at a time,
 LETTERS = 1 << 22  # or as many as have so many letters together
@@ -69,17 +70,13 @@ def run(
     tally, writers = Tally(), {}
     dtype = encode.dtype_for(tokenizer.vocab_size)
     kind = None
-    try:
+    with ExitStack() as opened:
         for meaning, origin, document in _documents(meanings(source, options, tally, on_bytes), tokenizer, options, tally):
             kind, split = meaning.kind, _split(source, meaning, options)
             if split not in writers:
-                writers[split] = Writer(out, source.name, split, dtype, kind)
+                writers[split] = opened.enter_context(writing(out, source.name, split, dtype, kind))
             writers[split].add(document, origin)
-        lines = [writers[split].close() for split in SPLITS if split in writers]
-    except BaseException:
-        for writer in writers.values():
-            writer.abandon()
-        raise
+    lines = [writers[split].line() for split in SPLITS if split in writers]
     told = {"source": source.path.name if source.path else str(source), "size": source.size, "kind": kind}
     return {**told, "records": tally.records, "skipped": dict(tally.skipped), "notes": tally.notes, "shards": lines}
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from zamba_lm.errors import ZambaError
 from zamba_lm.text.tokenizer import Tokenizer
+from zamba_lm.text.whole import replacing
 from zamba_lm.train.data import encode, sources
 from zamba_lm.train.data.job import Options, run
 from zamba_lm.train.data.shards import FORMAT, MANIFEST, TOKENIZER, fingerprint, read_manifest
@@ -127,12 +128,10 @@ def _manifest(head: dict, entries: list[dict], dtype) -> dict:
 
 
 def _write(path: Path, content: dict) -> None:
-    beside = path.with_name(path.name + ".part")
-    with beside.open("w", encoding="utf-8") as file:
+    with replacing(path) as beside, beside.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=1, ensure_ascii=False)
         file.flush()
         os.fsync(file.fileno())
-    beside.replace(path)
 
 
 # processes

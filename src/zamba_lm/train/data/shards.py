@@ -16,16 +16,20 @@ import json
 import os
 import zlib
 from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from zamba_lm.errors import ZambaError
 from zamba_lm.hub import nearest
 from zamba_lm.text.tokenizer import Tokenizer
+from zamba_lm.text.whole import replacing
 from zamba_lm.train.data import encode
 
 FORMAT = 2
@@ -67,15 +71,11 @@ def _token(tokenizer: Tokenizer, index: int) -> bytes:
 
 
 class Writer:
-    """Writes one shard beside its place; ``close`` puts it there and returns its line of the manifest."""
+    """One shard while it is written: entries go to ``file`` at once, the table is kept until the end."""
 
-    def __init__(self, folder: Path, name: str, split: str, dtype: np.dtype, kind: str):
-        self._paths = [folder / f"{name}.{split}{ending}" for ending in (".ids", ".docs.npy")]
-        self._beside = [path.with_name(path.name + ".part") for path in self._paths]
-        self._file = self._beside[0].open("wb")
-        self._head, self._dtype, self._table = {"name": name, "split": split}, dtype.newbyteorder("<"), table_of(kind)
-        self._rows: list[tuple] = []
-        self._crc, self._sources = 0, {}
+    def __init__(self, name: str, split: str, file: BinaryIO, dtype: np.dtype, kind: str):
+        self._file, self._dtype, self._kind = file, dtype.newbyteorder("<"), kind
+        self._head, self._rows, self._crc, self._sources = {"name": name, "split": split}, [], 0, {}
 
     def add(self, document: encode.Document, source: str) -> None:
         """One document of a source, with the further columns of its table."""
@@ -85,25 +85,34 @@ class Writer:
         origin = self._sources.setdefault(source, len(self._sources))
         self._rows.append((len(document.entries), document.targets, document.n_bytes, origin, *document.parts))
 
-    def close(self) -> dict:
-        """Everything in its place, on the disk."""
-        table = np.array(self._rows, self._table)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        with self._beside[1].open("wb") as file:
-            np.save(file, table)
-            file.flush()
-            os.fsync(file.fileno())
-        for beside, path in zip(self._beside, self._paths):
-            beside.replace(path)
+    @cached_property
+    def table(self) -> np.ndarray:
+        """A row a document, once all are there."""
+        return np.array(self._rows, table_of(self._kind))
+
+    def line(self) -> dict:
+        """What the manifest says of the shard."""
+        table = self.table
         sums = {key: int(table[key].sum(dtype=np.int64)) for key in ("tokens", "targets", "bytes")}
         return {**self._head, "documents": len(table), **sums, "crc32": self._crc, "sources": list(self._sources)}
 
-    def abandon(self) -> None:
-        self._file.close()
-        for beside in self._beside:
-            beside.unlink(missing_ok=True)
+
+@contextmanager
+def writing(folder: Path, name: str, split: str, dtype: np.dtype, kind: str) -> Iterator[Writer]:
+    """A shard to add documents to. At the end both files are on the disk and in their places; where writing fails, neither."""
+    with replacing(folder / f"{name}.{split}.ids") as ids, replacing(folder / f"{name}.{split}.docs.npy") as docs:
+        with ids.open("wb") as file:
+            writer = Writer(name, split, file, dtype, kind)
+            yield writer
+            _flush(file)
+        with docs.open("wb") as file:
+            np.save(file, writer.table)
+            _flush(file)
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def read_manifest(folder: Path | str) -> dict:

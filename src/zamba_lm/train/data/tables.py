@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from zamba_lm.errors import ZambaError
+from zamba_lm.text.whole import replacing
 from zamba_lm.train.data import sources
 from zamba_lm.train.data.job import Options, Tally, meanings
 from zamba_lm.train.data.rows import IGNORED, split
@@ -64,12 +65,10 @@ def pair_messages(names: Iterable[str | Path], *, options: Options | None = None
 def write_pairs(path: Path | str, found: Iterable[Mapping]) -> int:
     """Write pairs (``prompt``, ``chosen``, ``rejected``, perhaps ``source``) as JSONL that tokenise reads; returns how many."""
     path, count = Path(path), 0
-    beside = path.with_name(path.name + ".part")
-    with beside.open("w", encoding="utf-8") as file:
+    with replacing(path) as beside, beside.open("w", encoding="utf-8") as file:
         for pair in found:
             file.write(json.dumps(dict(pair), ensure_ascii=False) + "\n")
             count += 1
-    beside.replace(path)
     return count
 
 

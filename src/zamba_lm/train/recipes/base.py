@@ -49,7 +49,7 @@ class Optim:
     beta2: float = said(0.95, "AdamW: decay of the mean of their squares", least=0, below=1)
     eps: float = said(1e-8, "AdamW: added to the root of the latter", least=0)
     momentum: float = said(0.95, "Muon: momentum", least=0, below=1)
-    weight_decay: float = said(0.1, "of matrices; vectors (norms, biases, convolutions, A_log, D, dt_bias) never decay")
+    weight_decay: float = said(0.1, "of matrices; vectors (norms, biases, convolutions, A_log, D, dt_bias) never decay", least=0)
     embedding_decay: float = said(0.1, "of the embedding", least=0)
     clip: float = said(1.0, "largest norm of the gradient; 0: never clipped", least=0)
 
@@ -82,7 +82,7 @@ class Scale:
 class Run:
     """How the run is kept, watched and measured."""
 
-    seed: int = said(0, "of the initial weights and whatever is drawn at random")
+    seed: int = said(0, "of the initial weights and whatever is drawn at random", least=0, below=2**32)
     device: str = said("auto", "auto (a GPU if there is one), cuda or cpu")
     bf16: bool = said(True, "products in bfloat16 (weights, gradients and moments stay float32); false: all of it float32")
     log_every: int = said(20, "steps between lines of the log", least=1)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from zamba_lm.errors import ZambaError
 from zamba_lm.model.checkpoint import read_json
+from zamba_lm.text.whole import replacing
 from zamba_lm.train.recipes.base import Recipe, groups, need
 from zamba_lm.train.recipes.resolve import from_dict
 
@@ -21,9 +22,8 @@ def save(config: Recipe) -> None:
     folder = Path(need(config.out, "out", "runs/first"))
     folder.mkdir(parents=True, exist_ok=True)
     told = {"recipe": config.name, "config": asdict(config), "versions": versions()}
-    beside = folder / (FILE + ".new")
-    beside.write_text(json.dumps(told, indent=1) + "\n")
-    beside.replace(folder / FILE)
+    with replacing(folder / FILE) as beside:
+        beside.write_text(json.dumps(told, indent=1) + "\n")
 
 
 def saved(kind: type[Recipe], out: str) -> Recipe | None:

@@ -22,10 +22,6 @@ class Config(sft.Config):
 PRESETS = {"zephyr": Config(), "tiny": sft.tiny(Config(lora=Lora(rank=2, alpha=4.0)))}
 
 
-def legs(config: Config) -> list:
-    return sft.legs(config)
-
-
 def run(config: Config, *, resume: bool = False) -> Path:
     """Train; returns the folder of the finished model, or of the adapter where ``merge`` is off."""
     from zamba_lm.train.tuning.job import tune_chats

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
+from math import isfinite
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -61,7 +62,7 @@ def _assign(config: Any, keys: list[str], text: str, path: str, root: Any) -> An
 
 
 def _within(least: float | None, below: float | None, value: Any, path: str) -> Any:
-    if value is not None and least is not None and not value >= least:  # nan is not, either
+    if value is not None and least is not None and not value >= least:
         raise ZambaError(f"--set {path}={value}: expected at least {least}")
     if below is not None and not value < below:
         raise ZambaError(f"--set {path}={value}: expected less than {below}")
@@ -138,6 +139,13 @@ def _whole(text: str) -> int:
         return int(number)
 
 
+def _number(text: str) -> float:
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(text)
+    return number
+
+
 def _truth(text: str) -> bool:
     truths = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
     if text.lower() not in truths:
@@ -147,7 +155,7 @@ def _truth(text: str) -> bool:
 
 _READERS = {
     int: (_whole, "a whole number, such as 64 or 700e6"),
-    float: (float, "a number, such as 3e-4"),
+    float: (_number, "a finite number, such as 3e-4"),
     bool: (_truth, "true or false"),
     str: (str, "text"),
 }

@@ -40,14 +40,6 @@ PRESETS = {
 }
 
 
-def legs(config: Config) -> list:
-    """One: all rows have the same length."""
-    from zamba_lm.train.recipes.language import Leg
-    from zamba_lm.train.tuning.job import steps_of
-
-    return [Leg(config.batch.row, config.batch.rows, steps_of(config))]
-
-
 def run(config: Config, *, resume: bool = False) -> Path:
     """Train; returns the folder of the finished model."""
     from zamba_lm.train.tuning.job import tune_chats

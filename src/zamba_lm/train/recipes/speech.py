@@ -21,7 +21,7 @@ def tokenizer_of(config: Any) -> Tokenizer:
     template of its own. Raises ZambaError where the weights and the chats, or two sets of chats, speak differently.
     """
     folder = origin(config.start) if config.start else None
-    spoken = Tokenizer.load(folder) if folder and any(folder.glob("tokenizer*")) else None
+    spoken = Tokenizer.load(folder) if folder and Tokenizer.lies_in(folder) else None
     written = None
     for where in config.data.sources.values():
         name, _ = place(config.data, where)

@@ -15,7 +15,8 @@ from zamba_lm.train.recipes.resolve import resolve
 def prepare(name: str, pairs: list[str], *, resume: bool, write: bool) -> tuple[Recipe, list[str]]:
     """The config of recipe ``name`` and notes about it; with ``write`` the run folder gets its recipe.json.
 
-    With ``resume`` the settings are those of the run folder, and ``pairs`` change them; a note says each change.
+    With ``resume`` the settings are those of the run folder, and ``pairs`` change them; a note says each change,
+    or that there is no run yet.
     """
     module = recipe(name)
     asked = resolve(module.Config(), module.PRESETS, pairs)
@@ -23,10 +24,12 @@ def prepare(name: str, pairs: list[str], *, resume: bool, write: bool) -> tuple[
     if before and asked.preset not in ("", before.preset):
         raise ZambaError(f"{asked.out} was started with preset {before.preset!r}, not {asked.preset!r}; leave the preset out")
     config = resolve(before, {before.preset: before}, pairs) if before else asked
-    notes = folder.changes(before, config) if before else []
+    notes = [f"changed: {note}" for note in folder.changes(before, config)] if before else []
+    if resume and not before:
+        notes = [f"there is no run in {asked.out} yet: --resume begins one, with the settings given here"]
     if write:
         _write(config, resume)
-    return config, [f"changed: {note}" for note in notes]
+    return config, notes
 
 
 @contextmanager

@@ -5,6 +5,8 @@ import math
 import os
 from pathlib import Path
 
+from zamba_lm.text.whole import replacing
+
 FILE = "log.jsonl"
 
 
@@ -27,9 +29,8 @@ class Journal:
     def cut(self, step: int) -> None:
         """Forget what came after ``step``, a last line that was cut off among it."""
         kept = [json.dumps(entry) + "\n" for entry in read(self.path) if entry["step"] <= step]
-        beside = self.path.with_suffix(".new")
-        beside.write_text("".join(kept), encoding="utf-8")
-        beside.replace(self.path)
+        with replacing(self.path) as beside:
+            beside.write_text("".join(kept), encoding="utf-8")
 
 
 def read(path: Path) -> list[dict]:

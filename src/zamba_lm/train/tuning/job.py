@@ -38,7 +38,7 @@ def tune_chats(config, *, lora: Lora | None = None, nf4: bool = False, resume: b
     refuse(config, nf4=nf4, layers=lora is None)
     shape, tokenizer, batch = read_config(origin(config.start)), tokenizer_of(config), config.batch
     config = replace(config, data=weighted(config, tokenizer, shape))
-    leg = language.Leg(batch.row, batch.rows, steps_of(config))
+    leg = language.Leg(batch.row, batch.rows, steps_of(config, tokenizer, shape))
     micro = _at_once(config, shape, lora, nf4, row=batch.row, rows=batch.rows, unit="rows")
     args = language.arguments(config, steps=leg.steps, micro=micro, rows=batch.rows, kind=SFTConfig, **SKIPPED)
     model = model_of(config, args.device, adapters=lora is not None, nf4=nf4)
@@ -68,13 +68,12 @@ def weighted(config, tokenizer: Tokenizer, shape: ZambaConfig):
     return replace(config.data, weights={name: float(one.count()) for name, one in rows.items()})
 
 
-def steps_of(config) -> int:
+def steps_of(config, tokenizer: Tokenizer, shape: ZambaConfig) -> int:
     """Optimizer steps of ``epochs`` passes over the rows, or of batch.tokens."""
     if not config.epochs:
         if config.batch.tokens < 1:
             raise ZambaError("epochs and batch.tokens are both 0; set one of them, such as --set epochs=1")
         return config.batch.steps
-    shape, tokenizer = read_config(origin(config.start)), tokenizer_of(config)
     rows = text.rows(config.data, config.batch.row, tokenizer, shape.vocab_size)
     return max(1, ceil(config.epochs * sum(one.count() for one in rows.values()) / config.batch.rows))
 

@@ -39,7 +39,7 @@ def merge(
     except (RuntimeError, ValueError, KeyError) as error:
         raise ZambaError(f"the adapter {adapter} does not fit {folder}: {str(error).splitlines()[0][:200]}") from error
     save_weights(tuned.merge_and_unload(safe_merge=True).zamba, Path(out), dtype=out_dtype)
-    own = Path(adapter) if any(Path(adapter).glob("tokenizer*")) else folder
+    own = adapter if Tokenizer.lies_in(adapter) else folder
     (tokenizer or Tokenizer.load(own)).save(out)
     return Path(out)
 

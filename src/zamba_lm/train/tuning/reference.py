@@ -9,6 +9,8 @@ from accelerate.utils import gather_object
 from rich.console import Console
 from rich.progress import Progress
 
+from zamba_lm.text.whole import replacing
+
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
@@ -57,7 +59,5 @@ def _scores(trainer, dataset, pairs: int) -> list[tuple[int, tuple[float, float]
 
 def _write(file: Path, scores: np.ndarray) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(file.name + ".part")
-    with beside.open("wb") as out:
+    with replacing(file) as beside, beside.open("wb") as out:
         np.savez(out, scores=scores)
-    beside.replace(file)

@@ -12,6 +12,7 @@ from pathlib import Path
 from zamba_lm.errors import ZambaError
 from zamba_lm.model.checkpoint import read_json
 from zamba_lm.text.chat import check
+from zamba_lm.text.whole import replacing
 from zamba_lm.train.data import sources
 from zamba_lm.train.data.records import read
 
@@ -139,9 +140,8 @@ def _progress(out: Path) -> Path:
 
 
 def _note(progress: Path, entry: dict) -> None:
-    beside = progress.with_name(progress.name + ".part")
-    beside.write_text(json.dumps(entry), encoding="utf-8")
-    beside.replace(progress)
+    with replacing(progress) as beside:
+        beside.write_text(json.dumps(entry), encoding="utf-8")
 
 
 def _pass_over(pairs: Iterator[tuple[int, dict]], done: int, last: str | None, out: Path) -> None:
