@@ -1,5 +1,7 @@
 """The scan kernels on a GPU at the published shape: odd lengths, packed, every dtype, gradients, never a large tensor."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from tests.ops.scans import defined, mixer
 from zamba_lm.ops.dispatch import record
 from zamba_lm.ops.packing import Packing
 from zamba_lm.ops.scan import scan
+from zamba_lm.ops.soon import backward_follows
 
 pytestmark = pytest.mark.gpu
 
@@ -55,9 +58,10 @@ def test_many_sequences_take_another_layout():
     assert_within("state", after, last)
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("lengths", [(1,), (63,), (130,), (500,), (70, 1, 9, 64)], ids=str)
 @pytest.mark.parametrize(("shape", "dtype"), [(PUBLISHED, F32), (PUBLISHED, BF16), (ODD, F32)])
-def test_gradients(shape, dtype, lengths):
+def test_gradients(shape, dtype, lengths, at_once):
     """Each gradient in units of its own spread, since those of B, C and A are sums over thousands."""
     given = on_gpu(lengths, dtype=dtype, limited=shape is ODD, **shape)
     rest = {"dt_limit": given.pop("dt_limit")}
@@ -69,7 +73,8 @@ def test_gradients(shape, dtype, lengths):
         torch.autograd.backward(results, [w.to(y.dtype) for w, y in zip(weights, results, strict=True)])
         return {name: leaf.grad for name, leaf in leaves.items()}
 
-    actual = of(lambda **i: scan(packing=Packing(lengths), **i, **rest), given)
+    with backward_follows() if at_once else nullcontext():
+        actual = of(lambda **i: scan(packing=Packing(lengths), **i, **rest), given)
     expected = of(lambda **i: defined(lengths, **i, **rest), {name: v.double() for name, v in given.items()})
     for name, value in given.items():
         spread = expected[name].square().mean().sqrt().clamp(min=1e-3)

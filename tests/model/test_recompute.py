@@ -1,14 +1,20 @@
 """Recomputation changes what a training pass keeps, and nothing else."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from tests.model.tiny import FAMILIES, model, random_ids
+from tests.model.tiny import CONFIGS, FAMILIES, model, random_ids, random_model
+from tests.numerics.tolerances import assert_within
 from zamba_lm.errors import ZambaError
-from zamba_lm.ops.dispatch import force, record
+from zamba_lm.model.recompute import again
+from zamba_lm.ops.dispatch import OPS, force, record
+from zamba_lm.ops.gpu import interpreted
+from zamba_lm.ops.scan.triton import configs
+from zamba_lm.ops.soon import soon
 
 IDS = random_ids(2, 33)
 
@@ -76,6 +82,31 @@ def test_the_kernels_of_the_first_time_run_again():
     with record() as calls:
         loss.backward()
     assert {name for op, name in calls if op == "linear"} == {"reference"}
+
+
+def test_the_second_time_knows_that_a_backward_pass_follows():
+    seen = []
+
+    def run(x):
+        seen.append(soon())
+        return x.sin()
+
+    again(nn.Identity(), run, torch.ones(1, requires_grad=True)).backward()
+    assert seen == [False, True]
+    assert not soon()
+
+
+def test_a_scan_that_keeps_more_the_second_time(monkeypatch):
+    """20 tokens are two stretches between states kept for later, and three tiles of which all states are kept at once."""
+    monkeypatch.setattr(configs, "KEEP", 16)
+    found, choices = [], dict.fromkeys(OPS, "reference") | {"scan": "triton"}
+    with interpreted(), force(**choices):
+        for parts in ((), ("mixers",)):
+            one = random_model(replace(CONFIGS["zamba"], n_layers=1, hybrid_layers=())).recompute(*parts).requires_grad_(True)
+            one.logits(IDS[:1, :20]).square().mean().backward()
+            found.append({name: parameter.grad for name, parameter in one.named_parameters()})
+    for name, expected in found[0].items():
+        assert_within("gradient", found[1][name], expected)
 
 
 def test_inference_takes_no_notice():

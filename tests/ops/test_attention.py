@@ -128,6 +128,17 @@ def test_gradients(lengths):
     assert_gradients(lambda q, k, v: [attention(q, k, v, 0.5, packing)], lambda q, k, v: [alone(q, k, v, 0.5, lengths)], inputs)
 
 
+def test_sequences_of_one_length_are_not_cut_out():
+    """Going back, a slice is zeros and a copy as large as all tokens, for each of q, k and v."""
+    q, k, v = (x.requires_grad_() for x in make(6, width=4))
+    waiting, seen = [attention(q, k, v, 0.5, Packing((3, 3))).grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        seen.add(node.name())
+        waiting += [before for before, _ in node.next_functions if before is not None]
+    assert "TransposeBackward0" in seen and "SliceBackward0" not in seen
+
+
 @pytest.mark.parametrize("page", [16, 64])
 @pytest.mark.parametrize("new", [(1, 1, 1, 1), (1, 4, 4, 1), (17, 66, 2, 80)])
 def test_pages(page, new):

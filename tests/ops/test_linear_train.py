@@ -15,6 +15,7 @@ from zamba_lm.ops.linear.weights import operand
 
 pytest.importorskip("triton")
 from zamba_lm.ops.linear.triton import train
+from zamba_lm.ops.linear.triton.unprepare import unprepare
 
 F32, BF16 = torch.float32, torch.bfloat16
 
@@ -102,6 +103,20 @@ def test_autocast(pair, residual_dtype):
     for name in inputs:
         assert actual[name].dtype == F32
         assert_within("gradient", actual[name], expected[name], dtype=BF16)
+
+
+@pytest.mark.parametrize(("widths", "more"), [((6, 6), False), ((6, 6), True), ((10,), True)])
+def test_back_through_the_norm_of_more_rows_than_programs(widths, more):
+    """Rows are asked for one ahead, in tiles of which one holds the border of both inputs; another gradient of x is added."""
+    T, width = 70, sum(widths)
+    inputs = [randn(T, w, seed=i).requires_grad_() for i, w in enumerate(widths)]
+    gain, d, other = (1 + randn(width) / 4).requires_grad_(), randn(T, width, seed=2), randn(T, widths[0], seed=3)
+    y = naive(tuple(inputs), torch.eye(width), Normed(gain, 1e-5))
+    wanted = torch.autograd.grad((y * d).sum() + (inputs[0] * other).sum() * more, [*inputs, gain])
+    x, x2 = (*inputs, None)[:2]
+    found = unprepare(d, x.detach(), None if x2 is None else x2.detach(), gain.detach(), 1e-5, other if more else None)
+    for actual, expected in zip((g for g in found if g is not None), wanted, strict=True):
+        assert_within("gradient", actual, expected)
 
 
 @pytest.mark.parametrize("merged", [1, 1000])

@@ -1,5 +1,7 @@
 """The scan's Triton kernels through the interpreter: small, odd and packed, poisoned outputs, strided inputs, gradients."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from zamba_lm.ops.gpu import interpreted
 from zamba_lm.ops.packing import Packing
 from zamba_lm.ops.scan import scan
 from zamba_lm.ops.scan.triton import configs
+from zamba_lm.ops.soon import backward_follows
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu/test_scan_cuda.py runs the real kernels")
 
@@ -108,8 +111,9 @@ def test_tiny_and_large_time_steps():
     assert_within("op", scan(packing=Packing([10]), **given)[0], defined([10], **given)[0])
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("lengths", [(1,), (8,), (3, 3, 20)])
-def test_gradients(lengths, monkeypatch):
+def test_gradients(lengths, at_once, monkeypatch):
     monkeypatch.setattr(configs, "KEEP", 16)
     values, states = make(sum(lengths), heads=1, width=3, n=4, sequences=len(lengths))
     inputs = dict(zip((*NAMES, "state"), (*values, states), strict=True))
@@ -117,7 +121,8 @@ def test_gradients(lengths, monkeypatch):
     def oracle(state, **inputs):
         return alone(inputs.values(), lengths, state)
 
-    assert_gradients(lambda state, **i: scan(*i.values(), Packing(lengths), state), oracle, inputs)
+    with backward_follows() if at_once else nullcontext():
+        assert_gradients(lambda state, **i: scan(*i.values(), Packing(lengths), state), oracle, inputs)
 
 
 def test_gradients_over_several_parts_of_the_channels(monkeypatch):

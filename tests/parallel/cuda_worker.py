@@ -10,7 +10,7 @@ from zamba_lm.engine.runner import Runner
 from zamba_lm.errors import ZambaError
 from zamba_lm.model.config import ZambaConfig
 from zamba_lm.model.zamba import Zamba
-from zamba_lm.parallel import random_parallel
+from zamba_lm.parallel import leave, random_parallel
 
 SMALL = {"vocab_size": 101, "d_model": 128, "n_layers": 5, "n_heads": 4, "d_ff": 256, "d_state": 16, "init_std": 0.1}
 ZAMBA2 = {"family": "zamba2", "hybrid_layers": (1, 3, 4), "n_blocks": 2, "n_ssm_heads": 4, "adapter_rank": 8, "rope_theta": 1e4}
@@ -30,7 +30,7 @@ def main(rank: int, size: int, folder: str, direct: bool) -> None:
     dist.init_process_group("nccl", init_method=meeting, rank=rank, world_size=size, timeout=patience, device_id=device)
     found = {name: case(config, device, direct) for name, config in CONFIGS.items()}
     torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 def case(config, device, direct):

@@ -15,7 +15,7 @@ from zamba_lm.engine.request import SamplingParams
 from zamba_lm.engine.runner import Runner
 from zamba_lm.errors import ZambaError
 from zamba_lm.ops.gpu import interpreted
-from zamba_lm.parallel import join, load_parallel, random_parallel, tensor_parallel
+from zamba_lm.parallel import join, leave, load_parallel, random_parallel, tensor_parallel
 from zamba_lm.parallel.direct import BLOCK, ROWS, Direct
 from zamba_lm.parallel.total import total_reference, with_square_reference
 
@@ -42,7 +42,7 @@ def main(rank: int, size: int, folder: str, inboxes) -> None:
     }
     found |= {"refused": refused(), "direct": [direct(rank, inboxes, width) for width in WIDTHS]}
     torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 def rowwise(model, pool):

@@ -66,6 +66,10 @@ def generate(
     print(flush=True)
     done = stream.completion
     terminal.say(f"[{clock.rate(len(done.ids))}, {'max-tokens reached' if done.finish_reason == 'length' else 'finished'}]")
+    if parallel:
+        from zamba_lm.parallel import leave
+
+        leave()
 
 
 def load(name: str, **how):

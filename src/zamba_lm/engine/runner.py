@@ -30,6 +30,8 @@ from zamba_lm.model.zamba import Zamba
 from zamba_lm.ops.ahead import compiling
 from zamba_lm.ops.dispatch import table
 from zamba_lm.ops.packing import Packing
+from zamba_lm.parallel.group import holds_graphs
+from zamba_lm.parallel.model import ParallelZamba
 
 FRAMED = ("conv", "ssd", "scan", "attention")  # ops whose kernels find lengths on the device
 BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
@@ -91,6 +93,8 @@ class Runner:
         freeze_constants(model)
         self.model, self.pool, self.capture = model, pool, capture
         pool.spare, pool.moved = 1, self._moved
+        if isinstance(model, ParallelZamba):
+            holds_graphs(self)
         self._framed = reads_frames(model)
         self._compiled = False
         self._rows: Rows | None = None

@@ -45,7 +45,7 @@ class Mamba1(nn.Module):
         if memory is not None and packing.total == len(packing):
             maps = (self.x_proj, self.dt_proj)
             y_TI = mamba1_step(h_TE, memory.window, memory.ssm, constants, *maps, c.dt_limit, memory.slots, memory.early)
-            return project(self.out_proj, y_TI, residual=residual_TD)
+            return project_onto(self.out_proj, y_TI, residual_TD)
         conv_weight, conv_bias, dt_bias, A_HPN, D_HP = constants
         window, state, where = carried(memory)
         x_TI, z_TI = h_TE.chunk(2, dim=-1)

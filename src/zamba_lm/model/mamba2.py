@@ -51,7 +51,7 @@ class Mamba2(nn.Module):
         constants = self.constants() if self.frozen is None else self.frozen
         if packing.total == len(packing):
             y_TI = mamba2_step(h_TE, memory.window, memory.ssm, constants, c.n_groups, c.dt_limit, memory.slots, memory.early)
-            return project(self.out_proj, y_TI, norm=Normed(self.norm_weight, GATED_NORM_EPS, c.n_groups), residual=residual_TD)
+            return project_onto(self.out_proj, y_TI, residual_TD, norm=Normed(self.norm_weight, GATED_NORM_EPS, c.n_groups))
         return self._by_parts(h_TE, constants, packing, memory, residual_TD)
 
     def _by_parts(self, h_TE, constants, packing, memory, residual_TD):

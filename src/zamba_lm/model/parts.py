@@ -49,11 +49,11 @@ def project(module: nn.Module, x, *, norm: "Norm | Normed | None" = None, residu
     return y_TO if residual is None else residual + y_TO
 
 
-def project_onto(module: nn.Module, x, residual):
+def project_onto(module: nn.Module, x, residual, *, norm: "Normed | None" = None):
     """``project`` for inference: the sum may take the residual's place."""
     if residual is None or type(module) is not Linear or not is_plain(module):
-        return project(module, x, residual=residual)
-    return linear(x, module.weight, module.row_scale, residual_TO=residual, overwrite=True)
+        return project(module, x, norm=norm, residual=residual)
+    return linear(x, module.weight, module.row_scale, norm=norm, residual_TO=residual, overwrite=True)
 
 
 def is_plain(*modules: nn.Module) -> bool:

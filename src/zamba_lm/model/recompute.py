@@ -1,13 +1,14 @@
 """Memory for time in training: parts of a pass whose inside is not kept for the backward pass but computed there again."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zamba_lm.errors import ZambaError
 from zamba_lm.ops.dispatch import force, forced
+from zamba_lm.ops.soon import backward_follows
 
 PARTS = ("layers", "blocks", "mixers")  # whole layers with the calls they make; calls of shared blocks alone; mixers alone
 
@@ -27,6 +28,13 @@ def again(owner: nn.Module, run: Callable[..., Tensor], *args) -> Tensor:
     """
     random = any(isinstance(module, nn.Dropout) and module.p > 0 for module in owner.modules())
     settings: dict = {"use_reentrant": False, "preserve_rng_state": random}
-    if choices := forced():
-        settings["context_fn"] = lambda: (nullcontext(), force(**choices))
-    return checkpoint(run, *args, **settings)
+    settings["determinism_check"] = "none"  # an op may keep more the second time (ops/soon.py)
+    choices = forced()
+    return checkpoint(run, *args, context_fn=lambda: (nullcontext(), _second(choices)), **settings)
+
+
+@contextmanager
+def _second(choices: dict[str, str]) -> Iterator[None]:
+    """The second time: by the kernels of the first, and for a backward pass that is under way."""
+    with force(**choices) if choices else nullcontext(), backward_follows():
+        yield

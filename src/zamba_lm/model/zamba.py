@@ -136,7 +136,7 @@ class Zamba(nn.Module):
     def _layers(self, batch: Batch, state: StateLike | None, watch: Watch | None) -> torch.Tensor:
         packing, turns = batch.packing, self._angles(batch.packing, state)
         x_TD, x0_TD = self._embedded(batch)
-        overwritten = state is not None and packing.total != len(packing)  # mixers then add to their residual in its place
+        overwritten = state is not None and packing.total > 1  # mixers then add to their residual in its place
         if overwritten:
             x_TD = x0_TD.clone()
         for layer in cast(Iterable[Layer], self.layers):

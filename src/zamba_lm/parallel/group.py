@@ -1,9 +1,13 @@
-"""The processes that share a model: who I am among them, and the one thing they do together, which is to show what they have."""
+"""The processes that share a model: who I am among them, the one thing they do together, which is to show what they have, and how
+they part."""
 
+import atexit
+import gc
 from dataclasses import dataclass, field
 from datetime import timedelta
 from os import environ
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -69,6 +73,7 @@ def join(device: str = "auto") -> tuple[Ranks, torch.device]:
     here = torch.device(kind, _local_rank()) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
         torch.cuda.set_device(here)
+    atexit.register(_let_go)
     if not dist.is_initialized():
         backend, bound = ("nccl", here) if kind == "cuda" else ("gloo", None)
         dist.init_process_group(backend, timeout=PATIENCE, device_id=bound)
@@ -83,3 +88,33 @@ def _local_rank() -> int:
             f"process {local} of this machine has no GPU of its own, there are {there}; start {there} processes at most"
         )
     return local
+
+
+class HoldsGraphs(Protocol):
+    """Whoever captures exchanges; ``reset`` drops all graphs."""
+
+    def reset(self) -> None: ...
+
+
+_holders: "WeakSet[HoldsGraphs]" = WeakSet()
+
+
+def holds_graphs(holder: HoldsGraphs) -> None:
+    """Have ``holder`` drop its graphs before this process parts from the others: NCCL waits for every graph that exchanges."""
+    _holders.add(holder)
+
+
+def leave() -> None:
+    """Part from the other processes, at the end of what they do together: every rank calls this. Models that are split answer
+    nothing any more."""
+    _let_go()
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _let_go() -> None:
+    """No graph is left. At the end of a process that has not called ``leave``, too: torch ends NCCL then."""
+    for holder in list(_holders):
+        holder.reset()
+    _holders.clear()
+    gc.collect()

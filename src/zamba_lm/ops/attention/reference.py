@@ -16,7 +16,8 @@ def attention_reference(q_THd, k_THd, v_THd, scale, packing: Packing, cache: KVC
         past = cache.past_S.tolist() if cache.past is None else cache.past
     outputs = []
     for run in packing.runs:
-        q, k, v = (x[run.tokens].unflatten(0, (run.n, run.length)).transpose(1, 2) for x in (q_THd, k_THd, v_THd))
+        cut = (x if len(packing.runs) == 1 else x[run.tokens] for x in (q_THd, k_THd, v_THd))  # going back, a slice is a copy
+        q, k, v = (x.unflatten(0, (run.n, run.length)).transpose(1, 2) for x in cut)
         if cache is None:
             y = F.scaled_dot_product_attention(q, k, v, scale=scale, is_causal=run.length > 1)
         else:

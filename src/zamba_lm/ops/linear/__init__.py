@@ -54,7 +54,7 @@ def linear(x_TI, weight_OI, row_scale_O=None, *, norm: Normed | None = None, res
 
     x_TI: a tensor, or a tuple of two that lie side by side, (T, I1) and (T, I2) with I1 + I2 = I. ``norm``: x is
     RMS-normalised first. residual_TO: added to the product. All three are what a kernel does on its way; they change no number
-    beyond rounding. overwrite: for inference, the result may take the residual's place.
+    beyond rounding. overwrite: for inference, the result may take the residual's place, that of a single row excepted.
 
     ``weight_OI`` is a plain tensor, or with ``row_scale_O`` what ``pack`` made of one: the same numbers, whole multiples of a
     power of two a row, in eight bits each, which a single row gets through in half the time.

@@ -1,8 +1,8 @@
 """One row times a weight, for GPUs whose multiprocessors hold much memory of their own: each streams its share through rings.
 
 A program a multiprocessor, which asks for another tile whenever one is used up. Before it waits for the kernel in front it asks
-for a single tile: enough to keep memory busy until that one is done, and no more, since what that one still has to write, and x,
-would queue behind it.
+for a tile and a half: enough to keep memory busy until that one is done, and no more, since what that one still has to write, and
+x, would queue behind it.
 
 Written in Gluon, the layer below Triton that places shared memory by hand; there is no interpreter for it.
 """
@@ -57,22 +57,24 @@ def ask(
     tile,
     O,  # noqa: E741
     I: gl.constexpr,  # noqa: E741
+    FROM: gl.constexpr,
+    COUNT: gl.constexpr,
     LINES: gl.constexpr,
     MAIN: gl.constexpr,
     REST: gl.constexpr,
     GATED: gl.constexpr,
     layout: gl.constexpr,
 ):
-    """Ask for the lines of a tile; gate and up in turn, so that their products lie side by side."""
-    line = gl.arange(0, LINES, gl.SliceLayout(1, layout))
+    """Ask for COUNT of a tile's lines; gate and up in turn, so that their products lie side by side."""
+    line = FROM + gl.arange(0, COUNT, gl.SliceLayout(1, layout))
     if GATED:
         out = gl.minimum(tile * (LINES // 2) + line // 2, O - 1) + (line % 2) * O
     else:
         out = gl.minimum(tile * LINES + line, O - 1)
     rows = w + out.to(gl.int64)[:, None] * I
-    copy(ring.index(slot), rows, 0, MAIN, I, layout)
+    copy(ring.index(slot).slice(FROM, COUNT, dim=0), rows, 0, MAIN, I, layout)
     if REST > 0:
-        copy(ring2.index(slot), rows, MAIN, REST, I, layout)
+        copy(ring2.index(slot).slice(FROM, COUNT, dim=0), rows, MAIN, REST, I, layout)
 
 
 @gluon.jit
@@ -157,8 +159,12 @@ def ring_kernel(
         ring2 = gl.allocate_shared_memory(w.dtype.element_ty, [STAGES, LINES, REST], shared)
     first, step = gl.program_id(0), gl.num_programs(0)
     tiles = gl.cdiv(O, ROWS)
-    ask(ring, ring2, 0, w, first, O, I, LINES, MAIN, REST, GATED, layout)
+    gl.static_assert(LINES > 1 and STAGES > 1)
+    HALF: gl.constexpr = LINES // 2
+    ask(ring, ring2, 0, w, first, O, I, 0, LINES, LINES, MAIN, REST, GATED, layout)
     async_copy.commit_group()
+    if first + step < tiles:
+        ask(ring, ring2, 1, w, first + step, O, I, 0, HALF, LINES, MAIN, REST, GATED, layout)
     gains = ()
     if GROUPS > 0:
         for i in gl.static_range(CHUNKS):
@@ -170,8 +176,9 @@ def ring_kernel(
     for i in gl.static_range(CHUNKS):  # asked for before more of the weight is
         parts = parts + (numbers(x, x2, i * CH, CH, I1, I, along),)
     for stage in gl.static_range(1, STAGES):
+        FROM: gl.constexpr = HALF if stage == 1 else 0
         if first + stage * step < tiles:
-            ask(ring, ring2, stage, w, first + stage * step, O, I, LINES, MAIN, REST, GATED, layout)
+            ask(ring, ring2, stage, w, first + stage * step, O, I, FROM, LINES - FROM, LINES, MAIN, REST, GATED, layout)
         async_copy.commit_group()
     if GROUPS > 0:
         parts = normed(parts, gains, eps, I, CH, GROUPS, along)
@@ -206,7 +213,7 @@ def ring_kernel(
             held = held + (piece.load(words),)
         gl.thread_barrier()  # all have taken their share of the tile
         if tile + STAGES * step < tiles:
-            ask(ring, ring2, slot, w, tile + STAGES * step, O, I, LINES, MAIN, REST, GATED, layout)
+            ask(ring, ring2, slot, w, tile + STAGES * step, O, I, 0, LINES, LINES, MAIN, REST, GATED, layout)
         async_copy.commit_group()
         acc = gl.zeros([LINES, CH // COLUMNS], gl.float32, words)
         for i in gl.static_range(CHUNKS):

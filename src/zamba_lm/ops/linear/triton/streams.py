@@ -1,8 +1,9 @@
 """Some dozens of rows times a weight on tensor cores, bound by reading the weight, for Hopper.
 
 A program owns up to 128 rows of the weight, or of a half of it, over all columns or a share of them, and streams them through a
-ring in shared memory. The first tiles are asked for before it waits for the kernel in front, so that memory is busy while that
-one ends. Where columns are shared out, the last program of some rows to arrive adds the sums up.
+ring in shared memory. EARLY tiles are asked for before it waits for the kernel in front, so that memory is busy while that one
+ends; not more, since x and what that one still has to do queue behind them. Where columns are shared out, the last program of
+some rows to arrive adds the sums up.
 
 Written in Gluon, as ``ring.py`` is.
 """
@@ -13,6 +14,8 @@ from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+EARLY = gl.constexpr(2)
+
 
 @gluon.jit
 def columns(to, rows, inside, at, I: gl.constexpr, BK: gl.constexpr, layout: gl.constexpr):  # noqa: E741
@@ -20,6 +23,26 @@ def columns(to, rows, inside, at, I: gl.constexpr, BK: gl.constexpr, layout: gl.
     k = (at + gl.arange(0, BK, gl.SliceLayout(0, layout)))[None, :]
     keep = inside if I % BK == 0 else inside & (k < I)
     async_copy.async_copy_global_to_shared(to, rows + k, mask=keep)
+
+
+@gluon.jit
+def weights(
+    ring_w,
+    ring_u,
+    slot,
+    w_rows,
+    u_rows,
+    inside,
+    at,
+    I: gl.constexpr,  # noqa: E741
+    BK: gl.constexpr,
+    GATED: gl.constexpr,
+    layout: gl.constexpr,
+):
+    """Ask for a tile of the weight, where GATED of both halves."""
+    columns(ring_w.index(slot), w_rows, inside, at, I, BK, layout)
+    if GATED:
+        columns(ring_u.index(slot), u_rows, inside, at, I, BK, layout)
 
 
 @gluon.jit
@@ -51,7 +74,7 @@ def streams_kernel(
     S is at most BS. LINES of the M rows of a tile are real. A gate needs whole sums, so its columns are not shared out. Rows of x
     lie x_eighths * 8 numbers apart, which tells the compiler that they begin at multiples of 16 bytes.
     """
-    gl.static_assert(not GATED or SPLITS == 1)
+    gl.static_assert(STAGES > EARLY and (not GATED or SPLITS == 1))
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 * 8 // BK, BK // 8], [WARPS, 1], [1, 0])
     shared: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
     sums: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[WARPS, 1], instr_shape=[16, BS, 16])
@@ -73,16 +96,16 @@ def streams_kernel(
     s = gl.arange(0, BS, gl.SliceLayout(1, layout))
     x_in = (s < S)[:, None]
     x_rows = x + gl.minimum(s, S - 1).to(gl.int64)[:, None] * x_eighths * 8
-    for stage in gl.static_range(STAGES - 1):
+    for stage in gl.static_range(EARLY):
         if stage < steps:
-            columns(ring_w.index(stage), w_rows, w_in, (first + stage) * BK, I, BK, layout)
-            if GATED:
-                columns(ring_u.index(stage), u_rows, w_in, (first + stage) * BK, I, BK, layout)
+            weights(ring_w, ring_u, stage, w_rows, u_rows, w_in, (first + stage) * BK, I, BK, GATED, layout)
     if PDL:
         gdc_wait()
     for stage in gl.static_range(STAGES - 1):
         if stage < steps:
             columns(ring_x.index(stage), x_rows, x_in, (first + stage) * BK, I, BK, layout)
+            if stage >= EARLY:
+                weights(ring_w, ring_u, stage, w_rows, u_rows, w_in, (first + stage) * BK, I, BK, GATED, layout)
         async_copy.commit_group()
 
     acc = hopper.warpgroup_mma_init(gl.zeros([M, BS], gl.float32, sums))
@@ -105,9 +128,7 @@ def streams_kernel(
         if step + STAGES - 1 < steps:
             free = gl.where(slot < 2, slot + STAGES - 2, slot - 2)
             at = (first + step + STAGES - 1) * BK
-            columns(ring_w.index(free), w_rows, w_in, at, I, BK, layout)
-            if GATED:
-                columns(ring_u.index(free), u_rows, w_in, at, I, BK, layout)
+            weights(ring_w, ring_u, free, w_rows, u_rows, w_in, at, I, BK, GATED, layout)
             columns(ring_x.index(free), x_rows, x_in, at, I, BK, layout)
         async_copy.commit_group()
     if GATED:
@@ -125,6 +146,8 @@ def streams_kernel(
     s = gl.arange(0, BS, gl.SliceLayout(0, to))
     inside = ((line < LINES) & (at < O))[:, None] & (s < S)[None, :]
     place = s.to(gl.int64)[None, :] * O + at[:, None]
+    if RESIDUAL:  # asked for by all, and here: behind the counter it would be one more wait
+        residual = gl.load(r + s.to(gl.int64)[None, :] * r_stride + at[:, None], mask=inside, other=0.0)
     if SPLITS > 1:
         share = partial + gl.program_id(1).to(gl.int64) * S * O
         gl.store(share + place, acc, mask=inside)
@@ -134,10 +157,10 @@ def streams_kernel(
             for split in gl.static_range(SPLITS):
                 total += gl.load(partial + split * (S * O).to(gl.int64) + place, mask=inside, other=0.0, cache_modifier=".cg")
             if RESIDUAL:
-                total += gl.load(r + s.to(gl.int64)[None, :] * r_stride + at[:, None], mask=inside, other=0.0).to(gl.float32)
+                total += residual.to(gl.float32)
             gl.store(y + place, total.to(y.dtype.element_ty), mask=inside)
             gl.store(counters + gl.program_id(0), 0)  # ready for the next call
     else:
         if RESIDUAL:
-            acc += gl.load(r + s.to(gl.int64)[None, :] * r_stride + at[:, None], mask=inside, other=0.0).to(gl.float32)
+            acc += residual.to(gl.float32)
         gl.store(y + place, acc.to(y.dtype.element_ty), mask=inside)

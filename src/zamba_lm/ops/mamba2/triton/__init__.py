@@ -8,7 +8,7 @@ from zamba_lm.ops.linear.triton.train import down, product_dtype, rows_of, times
 from zamba_lm.ops.linear.triton.unprepare import unprepare
 from zamba_lm.ops.linear.weights import operand
 from zamba_lm.ops.mamba2.reference import mamba2_mixer_reference
-from zamba_lm.ops.mamba2.triton.inside import ALIGNED, How, Parameters, back, there, width_of
+from zamba_lm.ops.mamba2.triton.inside import ALIGNED, KEPT, How, Parameters, back, there, width_of
 from zamba_lm.ops.ssd.triton import DTYPES, check_sizes
 
 
@@ -58,8 +58,9 @@ class _Inside(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, d):
-        h, x, y, states, *p = ctx.saved_tensors
-        d_h, d_p = back(rows_of(d, h.dtype), h, (x, y, states), Parameters(*p), ctx.how)
+        h, *rest = ctx.saved_tensors
+        kept, p = rest[:KEPT], Parameters(*rest[KEPT:])
+        d_h, d_p = back(rows_of(d, h.dtype), h, kept, p, ctx.how)
         return d_h[:, : h.shape[1]], None, *d_p
 
 
@@ -81,7 +82,7 @@ class _Mixer(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy):
         x, gain, xn, w_in, w_out, h, *rest = ctx.saved_tensors
-        kept, p, want = rest[:3], Parameters(*rest[3:]), ctx.needs_input_grad
+        kept, p, want = rest[:KEPT], Parameters(*rest[KEPT:]), ctx.needs_input_grad
         sum_in, sum_out, eps, _ = ctx.sums
         d = rows_of(dy, w_out.dtype)
         again = torch.empty_like(kept[1]) if want[3] else None

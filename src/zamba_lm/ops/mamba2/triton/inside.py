@@ -1,9 +1,9 @@
 """From the input projection's rows to what the output projection reads, and back, by the kernels of conv, ssd and norm.
 
-Kept for the way back: what the convolution made, what SSD made, and the state before every chunk. Going back, each kernel
-writes its part of the gradient of h where it belongs, so that the product behind reads it as it lies; split and joined by
-autograd, every part was copied twice. What the output projection read is made again on the way, by the kernel that needs its
-factors anyhow.
+Kept for the way back: what the convolution made, what SSD made, the state before every chunk, and a few constants. Going back,
+each kernel writes its part of the gradient of h where it belongs, so that the product behind reads it as it lies; split and
+joined by autograd, every part was copied twice. What the output projection read is made again on the way, by the kernel that
+needs its factors anyhow.
 """
 
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from zamba_lm.ops.packing import Packing
 from zamba_lm.ops.ssd.triton.call import Call
 
 ALIGNED = 16  # columns that rows of h and its gradient are padded to: products and wide loads want them aligned
+KEPT = 4  # tensors that ``there`` hands to ``back``
 
 
 class Parameters(NamedTuple):
@@ -54,15 +55,16 @@ def there(h, p: Parameters, how: How, keep: bool):
     """What the output projection reads (T, I), and what ``back`` wants besides h where ``keep``."""
     z, x, dt, heads, maps = split(h, p.conv_weight, p.D, p.norm_weight, how.groups)
     x = convolved(x, p.conv_weight.contiguous(), p.conv_bias.contiguous(), how.packing)
-    y, _, states = _call(x, dt, heads, maps, _constants(p), how).forward(before=keep)
+    constants = _constants(p)
+    y, _, states = _call(x, dt, heads, maps, constants, how).forward(before=keep)
     y = y.flatten(-2)
-    return normed(y, z, p.norm_weight, how.eps, how.groups), (x, y, states)
+    return normed(y, z, p.norm_weight, how.eps, how.groups), (x, y, states, constants)
 
 
 def back(d, h, kept, p: Parameters, how: How, again=None):
     """Gradients of h, rows padded with zeros (T, padded(E)), and of the parameters, for d (T, I) with unit column stride.
     ``again`` (T, I), where given, is filled with what ``there`` returned."""
-    x, y, states = kept
+    x, y, states, constants = kept
     z, before, dt, heads, maps = split(h, p.conv_weight, p.D, p.norm_weight, how.groups)
     E = h.shape[1]
     whole = torch.empty(h.shape[0], padded(E), dtype=h.dtype, device=h.device)
@@ -72,7 +74,7 @@ def back(d, h, kept, p: Parameters, how: How, again=None):
     d_y = torch.empty_like(y)
     shares = norm_gradients(d_y, d_z, d, y, z, p.norm_weight, how.eps, how.groups, again)
 
-    d_x, constants = torch.empty_like(x), _constants(p)
+    d_x = torch.empty_like(x)
     to_x, to_B, to_C = apart(d_x, y.shape[1], heads, maps)
     call, into = _call(x, dt, heads, maps, constants, how), (to_x, d_dt, to_B, to_C)
     sums = call.backward(d_y.unflatten(-1, heads), None, into, states)

@@ -56,7 +56,7 @@ def normed(x, z, weight, eps, groups):
     out = torch.empty(x.shape, dtype=(x if z is None else z).dtype, device=x.device)
     width = x.shape[1] // groups
     if out.numel():
-        tile = _tile(width)
+        tile = tile_of(width)
         together = SEVERAL if len(x) >= MANY and width <= NARROW else TOGETHER
         launch(
             norm_forward,
@@ -93,19 +93,11 @@ def gradients(d_x, d_z, d_out, x, z, weight, eps, groups, again=None):
         GROUPS=groups,
         GATED=z is not None,
         AGAIN=again is not None,
-        TILE=_tile(width),
+        TILE=tile_of(width),
         num_warps=warps,
         device=x.device,
     )
     return d_weight
-
-
-@cache
-def pieces(width: int) -> tuple[int, int]:
-    """Two powers of two that hold a row, or one and 0 where they would hold no less."""
-    whole, a = power_of_two(width), 1 << (width.bit_length() - 1)
-    b = power_of_two(width - a) if width > a else 0
-    return (a, b) if a + b < whole or not b else (whole, 0)
 
 
 @cache
@@ -122,7 +114,7 @@ def _rows(x):
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _tile(width: int) -> int:
+def tile_of(width: int) -> int:
     """Channels that are loaded at once: a power of two that divides the row into few tiles, or one that holds all of it."""
     tile = min(TILE, width & -width)
     return tile if width // tile <= MOST else power_of_two(width)

@@ -10,16 +10,20 @@ from zamba_lm.ops.scan.triton.layout import Inputs, spread
 from zamba_lm.ops.scan.triton.tables import pieces
 
 
-def backward(i: Inputs, kept, dy, dafter, B, C) -> tuple:
-    """Gradients of (x, dt, A, B, C, D, state, z, dt_bias), float32 but for those with a token axis."""
+def backward(i: Inputs, kept, every: int, dy, dafter, B, C) -> tuple:
+    """Gradients of (x, dt, A, B, C, D, state, z, dt_bias), float32 but for those with a token axis. ``kept``: the states before
+    every ``every`` tokens."""
     (T, H, P), N, device = i.x.shape, i.N, i.x.device
     dy = dy.contiguous()
     table, first_tile = pieces(i.packing, configs.TILE, device)
     maps = spread(B, C, table, configs.TILE)
     NP, n_tiles = maps.shape[-1] // 2, len(table)
-    states, adjoints = i.A.new_empty(2, n_tiles, H, N, P)
+    states, adjoints = kept, i.A.new_empty(n_tiles, H, N, P)
+    if every > configs.TILE:
+        states = torch.empty_like(adjoints)
+        _states(i, maps, kept, every, states, first_tile)
     dbefore = i.A.new_empty(len(i.packing), H, P, N)
-    _borders(i, maps, kept, dy, dafter, dbefore, states, adjoints, first_tile, NP)
+    _adjoints(i, maps, dy, dafter, dbefore, adjoints, first_tile)
     parts = configs.parts(n_tiles * H, P, 4 * multiprocessors(device))
     walk = -(-P // parts // 32) * 32
     parts = -(-P // walk)
@@ -35,7 +39,7 @@ def backward(i: Inputs, kept, dy, dafter, B, C) -> tuple:
         H=H, P=P, N=N, SXT=i.x.stride(0), SDT=i.dt.stride(0), SZT=i.z.stride(0), SOT=ddt.stride(0), NP=NP,
         TILE=configs.TILE, **i.flags, num_warps=1, device=device, **configs.GRADIENT,
     )  # fmt: skip
-    dA = states.sum(0).transpose(1, 2)
+    dA = adjoints.sum(0).transpose(1, 2)
     dD, dbias = dD.sum(1) if i.raw else (dD[0].sum(0), None)
     dmaps = dmaps.sum(0)
     if n_tiles * configs.TILE != T:  # without what fills up the last tile of each sequence
@@ -43,23 +47,30 @@ def backward(i: Inputs, kept, dy, dafter, B, C) -> tuple:
     return dx, ddt, dA, dmaps[..., :N], dmaps[..., NP : NP + N], dD, dbefore, dz if i.gated else None, dbias
 
 
-def _borders(i: Inputs, maps, kept, dy, dafter, dbefore, states, adjoints, first_tile, NP):
-    """Fill ``states`` (before every tile), ``adjoints`` (after every tile) and ``dbefore``."""
-    (_, H, P), N, device, starts = i.x.shape, i.N, i.x.device, i.packing.cu_seqlens(i.x.device)
-    strides = {"SXT": i.x.stride(0), "SDT": i.dt.stride(0)}
-    shape = {"H": H, "P": P, "N": N, "NP": NP, "TILE": configs.TILE, "num_warps": 1, "device": device}
-    flags = {"RAW": i.flags["RAW"], "LIMITED": i.flags["LIMITED"]}
-    table, _ = pieces(i.packing, configs.KEEP, device)
+def _states(i: Inputs, maps, kept, every: int, states, first_tile):
+    """Fill ``states``, those before every tile, from those before every ``every`` tokens."""
+    (_, H, P), table = i.x.shape, pieces(i.packing, every, i.x.device)[0]
     launch(
-        states_kernel, (-(-P // 32), H, len(table)), i.x, i.dt, maps, i.A, i.dt_bias, kept, states, table, starts, first_tile,
-        i.low, i.high, i.x.stride(1), i.dt.stride(1), KEEP=configs.KEEP, **strides, **flags, **shape,
+        states_kernel, (-(-P // 32), H, len(table)), i.x, i.dt, maps, i.A, i.dt_bias, kept, states, table,
+        i.packing.cu_seqlens(i.x.device), first_tile, i.low, i.high, i.x.stride(1), i.dt.stride(1), KEEP=every,
+        SXT=i.x.stride(0), SDT=i.dt.stride(0), RAW=i.flags["RAW"], LIMITED=i.flags["LIMITED"], **_shape(i, maps),
     )  # fmt: skip
+
+
+def _adjoints(i: Inputs, maps, dy, dafter, dbefore, adjoints, first_tile):
+    """Fill ``adjoints``, those after every tile, and ``dbefore``."""
+    (_, H, P), SPLIT = i.x.shape, configs.ADJOINTS["SPLIT"]
     launch(
-        adjoints_kernel, (-(-P * configs.LANES // 32), H, len(i.packing)), dy, i.dt, i.z, maps, i.A, i.dt_bias,
-        dbefore if dafter is None else dafter.contiguous(), dbefore, adjoints, starts, first_tile, i.low, i.high,
-        i.dt.stride(1), i.z.stride(1), SPLIT=configs.LANES, GIVEN=dafter is not None,
-        SDT=i.dt.stride(0), SZT=i.z.stride(0), **i.flags, **shape,
+        adjoints_kernel, (-(-P * SPLIT // 32), H, len(i.packing)), dy, i.dt, i.z, maps, i.A, i.dt_bias,
+        dbefore if dafter is None else dafter.contiguous(), dbefore, adjoints, i.packing.cu_seqlens(i.x.device), first_tile,
+        i.low, i.high, i.dt.stride(1), i.z.stride(1), SDT=i.dt.stride(0), SZT=i.z.stride(0), GIVEN=dafter is not None,
+        **configs.ADJOINTS, **i.flags, **_shape(i, maps),
     )  # fmt: skip
+
+
+def _shape(i: Inputs, maps) -> dict:
+    shape = {"H": i.x.shape[1], "P": i.x.shape[2], "N": i.N, "NP": maps.shape[-1] // 2, "TILE": configs.TILE}
+    return shape | {"num_warps": 1, "device": i.x.device}
 
 
 def _places(table, T: int):

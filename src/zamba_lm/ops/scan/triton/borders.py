@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from zamba_lm.ops.scan.triton.forward import load_tile
-from zamba_lm.ops.scan.triton.steps import LOG2E, gated, load_row, load_state, owned, store_state, time_steps, zeros
+from zamba_lm.ops.scan.triton.steps import LOG2E, fetch_early, gated, load_row, load_state, owned, store_state, time_steps, zeros
 
 
 @triton.jit
@@ -30,7 +30,7 @@ def states_kernel(
     live, n = p < P, tl.zeros((32,), tl.int32)
     A_n = load_state(A + (h * P + p) * N, n, N, 1, NP, live)
     bias_p = tl.load(bias + h * P + p, mask=live, other=0.0) if RAW else A_n[0]
-    state = load_state(kept + ((piece.to(tl.int64) * H + h) * P + p) * N, n, N, 1, NP, live)
+    state = load_state(kept + (piece.to(tl.int64) * H + h) * N * P + p, n, N, P, NP, live)
     x += h.to(tl.int64) * sxh + start.to(tl.int64) * SXT
     dt += h.to(tl.int64) * sdh + start.to(tl.int64) * SDT
     bc += (tile.to(tl.int64) * TILE * H + h) * 2 * NP
@@ -96,7 +96,7 @@ def back(
 def adjoints_kernel(
     dy, dt, z, bc, A, bias, dafter, dbefore, adjoints, starts, first_tile, low, high, sdh, szh,
     H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, SDT: tl.constexpr, SZT: tl.constexpr,
-    SPLIT: tl.constexpr, NP: tl.constexpr, TILE: tl.constexpr,
+    SPLIT: tl.constexpr, NP: tl.constexpr, TILE: tl.constexpr, FAR: tl.constexpr,
     RAW: tl.constexpr, LIMITED: tl.constexpr, GATE: tl.constexpr, GIVEN: tl.constexpr,
 ):  # fmt: skip
     """G after every tile of a sequence, and before its first token; the forward kernel's layout, walking backwards."""
@@ -126,6 +126,9 @@ def adjoints_kernel(
     z += h.to(tl.int64) * szh + first * SZT
     bc += (tile * TILE * H + h) * 2 * NP
     adjoints += (tile * H + h) * N * P
+    beyond, p0 = lane - FAR * TILE, tl.program_id(0) * PB  # tokens that the L2 cache is asked for beforehand, a token a lane
+    asking = (lane < TILE) & (p0 * dy.dtype.element_ty.primitive_bitwidth % 256 == 0)  # 32 bytes come at a time
+    far_y, far_dt, far_z = dy + (beyond * H * P + p0), dt + (beyond * SDT + p0), z + (beyond * SZT + p0)
     ahead, Cs = (), load_C(bc, q, H, NP, PART, TILE)
     for j in tl.static_range(TILES):
         here = live & (j * SPLIT + q < left)
@@ -140,6 +143,15 @@ def adjoints_kernel(
         dy -= more * (TILE * H * P)
         dt -= more * (TILE * SDT)
         z -= more * (TILE * SZT)
+        if FAR > 0:
+            ask = asking & (i + FAR < tiles)
+            fetch_early(far_y, ask)
+            fetch_early(far_dt, ask)
+            if GATE:
+                fetch_early(far_z, ask)
+            far_y -= TILE * H * P
+            far_dt -= TILE * SDT
+            far_z -= TILE * SZT
         now, now_C = ahead, Cs
         ahead = load_block(dy, dt, z, oy, od, oz, live & (more > 0), H * P, SDT, SZT, SPLIT, TILES, GATE)
         Cs = load_C(bc, q, H, NP, PART, TILE)

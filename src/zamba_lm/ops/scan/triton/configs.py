@@ -1,9 +1,10 @@
 """Launch configurations; any GPU runs them."""
 
-KEEP = 64  # tokens between the states that the forward pass keeps for the backward pass
+PIECE = 64  # tokens of one sequence in the forward kernel's layout of B and C, a multiple of what it takes at once
+KEEP = 64  # tokens between the states that the forward pass keeps for a backward pass that comes later
 TILE = 8  # tokens of one program of the gradient kernel
-LANES = 4  # lanes that share a channel in the adjoint kernel
-GRADIENT = {"SPLIT": 4}  # the same in the gradient kernel
+ADJOINTS = {"SPLIT": 4, "FAR": 4}  # lanes that share a channel, and tiles for which the L2 cache is asked beforehand
+GRADIENT = {"SPLIT": 4}
 
 
 def forward(warps: int, schedulers: int) -> dict:

@@ -105,13 +105,14 @@ def load_maps(bc, q, APART: tl.constexpr, NP: tl.constexpr, COUNT: tl.constexpr,
 
 @triton.jit
 def forward_kernel(
-    x, dt, z, bc, A, D, bias, before, y, after, kept, starts, first_kept, slots, low, high, sxh, sdh, szh,
+    x, dt, z, bc, A, D, bias, before, y, after, kept, starts, first_piece, first_kept, slots, low, high, sxh, sdh, szh,
     H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, SXT: tl.constexpr, SDT: tl.constexpr, SZT: tl.constexpr,
     SPLIT: tl.constexpr, NP: tl.constexpr, TILES: tl.constexpr, HOLD: tl.constexpr, FAR: tl.constexpr,
-    PIECE: tl.constexpr, KEEP: tl.constexpr,
+    PIECE: tl.constexpr, EVERY: tl.constexpr,
     RAW: tl.constexpr, LIMITED: tl.constexpr, GATE: tl.constexpr, GIVEN: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """One sequence, 32 / SPLIT channels of one head, one warp. KEEP: the state before every PIECE tokens goes to ``kept``.
+    """One sequence, 32 / SPLIT channels of one head, one warp. EVERY > 0: the state before every EVERY tokens goes to
+    ``kept``, (n, H, N, P).
 
     Rows of ``bc`` are those of pieces of PIECE tokens, with zeros behind a sequence.
     """
@@ -119,11 +120,12 @@ def forward_kernel(
     PART: tl.constexpr = NP // SPLIT
     STEP: tl.constexpr = SPLIT * TILES
     MAPS: tl.constexpr = H * 2 * NP
+    BITS: tl.constexpr = x.dtype.element_ty.primitive_bitwidth
     lane = tl.arange(0, 32)
     q, c = lane // PB, lane % PB
     p, n = tl.program_id(0) * PB + c, q * PART
     h, s = tl.program_id(1), tl.program_id(2)
-    start, end, piece = tl.load(starts + s), tl.load(starts + s + 1), tl.load(first_kept + s).to(tl.int64)
+    start, end, piece = tl.load(starts + s), tl.load(starts + s + 1), tl.load(first_piece + s).to(tl.int64)
     live = p < P
     A_n, rates = load_state(A + (h * P + p) * N, n, N, 1, PART, live), ()
     for j in tl.static_range(PART):
@@ -133,6 +135,7 @@ def forward_kernel(
     entry = tl.load(slots + s) if SLOTS else s
     at = ((entry.to(tl.int64) * H + h) * P + p) * N
     state = load_state(before + at, n, N, 1, PART, live) if GIVEN else zeros(PART)
+    asking = (lane < STEP) & (tl.program_id(0) * PB * BITS % 256 == 0)  # 32 bytes come at a time: those of the next program too
     # heads and tokens may lie beyond 2^31: pointers move
     beyond = FAR * STEP + lane  # tokens that the L2 cache is asked for beforehand, a token a lane
     far_x = x + h.to(tl.int64) * sxh + start.to(tl.int64) * SXT + (beyond * SXT + tl.program_id(0) * PB)
@@ -143,23 +146,19 @@ def forward_kernel(
     z += h.to(tl.int64) * szh + start.to(tl.int64) * SZT + (q * SZT + p)
     y += start.to(tl.int64) * H * P + h * P + (q * H * P + p)
     bc += (piece * PIECE * H + h) * 2 * NP
-    kept += (piece * H + h) * P * N + p * N
+    kept += (tl.load(first_kept + s).to(tl.int64) * H + h) * N * P + p
     length = end - start
     block = load_block(x, dt, z, 0, length, live, q, SXT, SDT, SZT, SPLIT, TILES, GATE)
     Bs, Cs = load_maps(bc, q, MAPS, NP, HOLD, PART)
     dts, adds, passed = prepare(block[0], D_p, bias_p, low, high, c, live & (q < length), SPLIT, RAW, LIMITED)
     for t in range(0, length, STEP):
-        if KEEP:
-            if t % PIECE == 0:
-                store_state(kept, state, n, N, 1, PART, live)
-                kept += H * P * N
         x += STEP * SXT
         dt += STEP * SDT
         z += STEP * SZT
         now = block
         block = load_block(x, dt, z, t + STEP, length, live, q, SXT, SDT, SZT, SPLIT, TILES, GATE)
         if FAR > 0:
-            ask = (lane < STEP) & (t + beyond < length)
+            ask = asking & (t + beyond < length)
             fetch_early(far_x, ask)
             fetch_early(far_dt, ask)
             if GATE:
@@ -168,6 +167,13 @@ def forward_kernel(
             far_dt += STEP * SDT
             far_z += STEP * SZT
         for j in tl.static_range(TILES):
+            if EVERY > 0 and j * SPLIT % EVERY == 0:
+                if EVERY <= STEP:  # no branch, which the compiler would not move loads across
+                    store_state(kept, state, n, N, P, PART, live & (t + j * SPLIT < length))
+                    kept += H * N * P
+                elif t % EVERY == 0:
+                    store_state(kept, state, n, N, P, PART, live)
+                    kept += H * N * P
             now_B, now_C = Bs[:SPLIT], Cs[:SPLIT]
             new_B, new_C = load_maps(bc + (j * SPLIT + HOLD) * MAPS, q, MAPS, NP, SPLIT, PART)
             Bs, Cs = Bs[SPLIT:] + new_B, Cs[SPLIT:] + new_C

@@ -10,7 +10,18 @@ import triton
 import triton.language as tl
 
 from zamba_lm.ops.scan.triton.forward import load_tile
-from zamba_lm.ops.scan.triton.steps import LOG2E, gated, load_row, load_state, owned, store_state, time_steps, totals, zeros
+from zamba_lm.ops.scan.triton.steps import (
+    LOG2E,
+    fetch_early,
+    gated,
+    load_row,
+    load_state,
+    owned,
+    store_state,
+    time_steps,
+    totals,
+    zeros,
+)
 
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -60,6 +71,18 @@ def _up(
 
 
 @triton.jit
+def _ask(
+    x, dt, z, dy, p, which, lane, SXT: tl.constexpr, SDT: tl.constexpr, SZT: tl.constexpr, SYT: tl.constexpr, GATE: tl.constexpr
+):  # fmt: skip
+    """Have the L2 cache bring a tile's inputs of the channels from p on, a token a lane."""
+    fetch_early(x + p + lane * SXT, which)
+    fetch_early(dt + p + lane * SDT, which)
+    fetch_early(dy + p + lane * SYT, which)
+    if GATE:
+        fetch_early(z + p + lane * SZT, which)
+
+
+@triton.jit
 def _over_lanes(value, lane, apart: tl.constexpr, SPLIT: tl.constexpr):
     """The sum over SPLIT lanes, ``apart`` from each other, in all of them."""
     if SPLIT == 1:
@@ -95,7 +118,7 @@ def gradient_kernel(
     SOT: tl.constexpr, SPLIT: tl.constexpr, NP: tl.constexpr, TILE: tl.constexpr,
     RAW: tl.constexpr, LIMITED: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
-    """One tile of tokens, ``walk`` channels of one head, one warp. ``states`` become the tile's share of A's gradient."""
+    """One tile of tokens, ``walk`` channels of one head, one warp. ``adjoints`` become the tile's share of A's gradient."""
     PB: tl.constexpr = 32 // SPLIT
     PART: tl.constexpr = NP // SPLIT
     TILES: tl.constexpr = TILE // SPLIT
@@ -126,6 +149,12 @@ def gradient_kernel(
     for p0 in range(part * walk, tl.minimum(P, (part + 1) * walk), PB):
         p = p0 + c
         live = p < P
+        soon = p0 + PB  # the channels that come next: the L2 cache is asked for all that will be loaded of them
+        asked = (lane < left) & (soon < P)
+        asked &= soon * x.dtype.element_ty.primitive_bitwidth % 256 == 0  # it brings 32 bytes at a time
+        _ask(x, dt, z, dy, soon, asked, lane, SXT, SDT, SZT, H * P, GATE)
+        fetch_early(states + soon + lane * P, (lane < N) & (soon < P))
+        fetch_early(adjoints + soon + lane * P, (lane < N) & (soon < P))
         D_p = tl.load(D + h * P + p, mask=live, other=0.0)
         bias_p = tl.load(bias + h * P + p, mask=live, other=0.0) if RAW else D_p
         dts, adds, dys = (), (), ()
@@ -144,7 +173,7 @@ def gradient_kernel(
         G = load_state(adjoints + p, n, N, P, PART, live)
         decays, after = _down(load_state(states + p, n, N, P, PART, live), A_n, dts, adds, bc, q, H, NP, PART, TILE)
         dA, dBs, dCs, by_add, by_rate, outs = _up(G, A_n, decays, after, dts, adds, dys, dBs, dCs, bc, q, H, NP, PART, TILE, GATE)
-        store_state(states + p, dA, n, N, P, PART, live)
+        store_state(adjoints + p, dA, n, N, P, PART, live)
         dD_p, dbias_p = tl.zeros((32,), tl.float32), tl.zeros((32,), tl.float32)
         for j in tl.static_range(TILES):
             t = j * SPLIT + q

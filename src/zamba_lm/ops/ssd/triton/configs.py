@@ -39,10 +39,10 @@ NARROW = Config(  # 16-bit inputs, d_state up to 64
     walk=Launch(4, 3),
     inputs=Launch(4, 1, 128),
     maps=Launch(4, 3),
-    heads=8,
+    heads=10,
 )
 BROAD = replace(  # d_state up to 128
-    NARROW, programs=6, add=Launch(4, 3), scan=Launch(4, 1), inputs=Launch(4, 1), maps=Launch(8, 2)
+    NARROW, programs=6, add=Launch(4, 3), scan=Launch(4, 1), inputs=Launch(4, 1), maps=Launch(8, 2), heads=8
 )
 ONE = Launch(4, 1)
 WIDE = Launch(8, 1)

@@ -8,7 +8,7 @@ from zamba_lm.ops.xent.triton.rows import loss_kernel
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CHUNK_BYTES = 1 << 30  # of logits that exist at once, at most
-TILED = 5 << 20  # numbers in the result of a product from which on it keeps a large GPU busy
+TILED = 10 << 20  # numbers in dx of a chunk, at least: its products keep a large GPU busy, and dW is not added up too often
 WHOLE = 4096  # logits that a program holds at once, twice as many of rows of more than two pieces; see measured.md
 
 
