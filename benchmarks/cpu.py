@@ -22,6 +22,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+FIGURES = ("load_s", "first_s", "token_s", "peak_gb", "bare_gb")
 PROMPT = [1, *((7919 * i) % 31000 + 500 for i in range(127))]  # 128 arbitrary ids
 
 
@@ -30,6 +31,7 @@ def worker(side: str, folder: str, new: int, threads: int) -> dict:
     import torch
 
     torch.set_num_threads(threads)
+    bare = _memory("VmRSS")
     if side == "float32":
         return {"logits": _some_logits(_float32(folder))}
     load, step = {"zamba-lm": _ours, "transformers": _transformers}[side]
@@ -38,13 +40,14 @@ def worker(side: str, folder: str, new: int, threads: int) -> dict:
     loaded = time.perf_counter() - start
     step(model, PROMPT[:8], 2)  # warm up
     first, rest, logits = step(model, PROMPT, new)
-    return {"load_s": loaded, "first_s": first, "token_s": rest, "peak_gb": _peak() / 1e9, "logits": logits}
+    memory = {"peak_gb": _memory("VmHWM") / 1e9, "bare_gb": bare / 1e9}
+    return {"load_s": loaded, "first_s": first, "token_s": rest, "logits": logits} | memory
 
 
-def _peak() -> int:
-    """Bytes this process has held at most (getrusage would count what its parent held before it)."""
+def _memory(what: str) -> int:
+    """Bytes this process holds (VmRSS), or has held at most (VmHWM; getrusage would count what its parent held before it)."""
     status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+    return int(re.search(rf"{what}:\s+(\d+) kB", status)[1]) * 1024
 
 
 def _float32(folder: str):
@@ -157,10 +160,7 @@ def measure(case: str, folder: Path, rounds: int, new: int, threads: int) -> dic
     errors = {side: _error(found[0]["logits"], exact) for side, found in sides.items()}
     if not errors["zamba-lm"] <= errors["transformers"]:
         raise SystemExit(f"{case}: bfloat16 logits are off by {errors} of their spread; no times are shown")
-    medians = {
-        side: {k: statistics.median(f[k] for f in found) for k in ("load_s", "first_s", "token_s", "peak_gb")}
-        for side, found in sides.items()
-    }
+    medians = {side: {k: statistics.median(f[k] for f in found) for k in FIGURES} for side, found in sides.items()}
     size = sum(f.stat().st_size for f in folder.glob("*.safetensors")) / 1e9
     return {"case": case, "weights_gb": size, "errors": errors, "read_s": _read_once(folder)} | medians
 
@@ -187,7 +187,7 @@ def _read_once(folder: Path) -> float:
 
 def table(results: list[dict]) -> str:
     lines = [
-        "| case | weights GB | | load s (reading once) | first of 128 s | token ms | tokens/s | peak GB | bf16 error |",
+        "| case | weights GB | | load s (reading once) | first of 128 s | token ms | tokens/s | peak GB (torch alone) | bf16 error |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
@@ -195,7 +195,8 @@ def table(results: list[dict]) -> str:
             m = r[side]
             lines.append(
                 f"| {r['case']} | {r['weights_gb']:.2f} | {side} | {m['load_s']:.2f} ({r['read_s']:.2f}) | {m['first_s']:.3f} "
-                f"| {m['token_s'] * 1e3:.1f} | {1 / m['token_s']:.1f} | {m['peak_gb']:.2f} | {r['errors'][side]:.4f} |"
+                f"| {m['token_s'] * 1e3:.1f} | {1 / m['token_s']:.1f} | {m['peak_gb']:.2f} ({m['bare_gb']:.2f}) "
+                f"| {r['errors'][side]:.4f} |"
             )
         o, t = r["zamba-lm"], r["transformers"]
         lines.append(
@@ -223,7 +224,8 @@ def header(threads: int) -> str:
     return (
         f"Measured {datetime.date.today()} at commit {commit} with `{command}`: {cpu}, "
         f"{threads} threads, Python {platform.python_version()}, {versions}. bfloat16, greedy, 128 prompt tokens, medians. "
-        "bf16 error: root mean square distance of the logits from float32's, over their spread."
+        "Torch alone: a process that has imported it and loaded nothing. bf16 error: root mean square distance of the logits from "
+        "float32's, over their spread."
     )
 
 
