@@ -187,7 +187,8 @@ def _read_once(folder: Path) -> float:
 
 def table(results: list[dict]) -> str:
     lines = [
-        "| case | weights GB | | load s (reading once) | first of 128 s | token ms | tokens/s | peak GB (torch alone) | bf16 error |",
+        "| case | weights GB | | load s (reading once) | first of 128 s | token ms | tokens/s | peak GB (torch alone) "
+        "| bf16 error |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
@@ -224,8 +225,8 @@ def header(threads: int) -> str:
     return (
         f"Measured {datetime.date.today()} at commit {commit} with `{command}`: {cpu}, "
         f"{threads} threads, Python {platform.python_version()}, {versions}. bfloat16, greedy, 128 prompt tokens, medians. "
-        "Torch alone: a process that has imported it and loaded nothing. bf16 error: root mean square distance of the logits from "
-        "float32's, over their spread."
+        "Torch alone: a process that has imported it and loaded nothing. bf16 error: root mean square distance of the logits "
+        "from float32's, over their spread."
     )
 
 

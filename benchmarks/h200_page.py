@@ -13,6 +13,7 @@ from zamba_lm.eval.bench.cases import CASES, SOURCES, Case
 ROOT = Path(__file__).parents[1]
 MISSING = "Not measured."
 NOT = "not measured"
+PICTURE = "../../docs/img/h200-contexts.png"  # which tools/plot_gpu.py draws from the JSON beside the page
 
 
 def page(reports: list[dict], at: str = "") -> str:
@@ -44,6 +45,7 @@ def page(reports: list[dict], at: str = "") -> str:
         *kernel_tables(reports),
         absent("kernels", KERNEL_PRESETS, [r for r in reports if r["kind"] == "kernels"]),
         "## Contexts of all lengths",
+        f"![time and memory of decoding at batch 1 against context]({PICTURE})",
         sweep_table(reports),
         absent("contexts", (*SWEPT, DENSE), swept(reports)),
         "## Commands",

@@ -13,6 +13,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator
 
 COLOURS = {"zamba2-2.7b": "#2a6f97", "zamba-7b-v1": "#c1666b", "mistral-7b": "#7f7f7f"}
 OTHERS = ("#5b8e7d", "#8e6c8a", "#bc8a5f")
@@ -45,6 +46,7 @@ def draw(found: dict[tuple[str, str], dict[int, dict]], picture: Path) -> None:
         axes.set_xticks(sorted({context for rows in found.values() for context in rows}))
         axes.xaxis.set_major_formatter(lambda context, _: f"{context / 1024:g}k" if context >= 1024 else f"{context:g}")
         axes.minorticks_off()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(lambda number, _: f"{number:g}")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
