@@ -1,6 +1,7 @@
 """What holds for every test: one torch thread a worker, the same random examples each time, no network."""
 
 import os
+import signal
 import socket
 import sys
 from importlib import import_module
@@ -24,6 +25,10 @@ if not torch.cuda.is_available():
 # A red test must be red again for whoever looks, and a slow machine is no failure.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+# A job that a shell put in the background ignores Ctrl-C, and so would every process that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Minutes of real processes, in few tests. They come first, so that the end of a run is small tests that all workers can share.
 LONG = ("tests/train/scale/", "tests/train/trainer/test_processes.py", "tests/parallel/", "tests/docs/test_readme.py")
