@@ -27,10 +27,15 @@ def again(owner: nn.Module, run: Callable[..., Tensor], *args) -> Tensor:
     The state of the random generators is kept and restored where ``owner`` holds something random, as LoRA layers may.
     """
     random = any(isinstance(module, nn.Dropout) and module.p > 0 for module in owner.modules())
-    settings: dict = {"use_reentrant": False, "preserve_rng_state": random}
-    settings["determinism_check"] = "none"  # an op may keep more the second time (ops/soon.py)
     choices = forced()
-    return checkpoint(run, *args, context_fn=lambda: (nullcontext(), _second(choices)), **settings)
+    return checkpoint(
+        run,
+        *args,
+        use_reentrant=False,
+        preserve_rng_state=random,
+        context_fn=lambda: (nullcontext(), _second(choices)),
+        determinism_check="none",  # an op may keep more the second time (ops/soon.py)
+    )
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from zamba_lm.errors import ZambaError
+from zamba_lm.text.whole import settle
 
 _MARK = ".saving-"  # unfinished files are called so; what a killed save left behind goes with the next one
 
@@ -55,8 +56,7 @@ class Staging:
         self._names.append(name)
         with open(self.folder / (_MARK + name), "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            settle(file)
 
     def commit(self, *, first_drop: Iterable[str] = (), last: Iterable[str] = (), then_drop: Iterable[str] = ()) -> None:
         """Put every file in place, those of ``last`` (the index, the config) after the files they speak of. Old files are removed

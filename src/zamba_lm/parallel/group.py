@@ -73,7 +73,6 @@ def join(device: str = "auto") -> tuple[Ranks, torch.device]:
     here = torch.device(kind, _local_rank()) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
         torch.cuda.set_device(here)
-    atexit.register(_let_go)
     if not dist.is_initialized():
         backend, bound = ("nccl", here) if kind == "cuda" else ("gloo", None)
         dist.init_process_group(backend, timeout=PATIENCE, device_id=bound)
@@ -101,6 +100,8 @@ _holders: "WeakSet[HoldsGraphs]" = WeakSet()
 
 def holds_graphs(holder: HoldsGraphs) -> None:
     """Have ``holder`` drop its graphs before this process parts from the others: NCCL waits for every graph that exchanges."""
+    if not _holders:
+        atexit.register(_let_go)
     _holders.add(holder)
 
 

@@ -1,9 +1,10 @@
-"""A file is replaced whole or not at all."""
+"""A file is replaced whole or not at all, and what is written is on the disk."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 
 @contextmanager
@@ -16,3 +17,9 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # a name that cannot be written cannot be removed either
             beside.unlink(missing_ok=True)
+
+
+def settle(file: IO) -> None:
+    """What was written to ``file`` is on the disk now, not on its way there."""
+    file.flush()
+    os.fsync(file.fileno())

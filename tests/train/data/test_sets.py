@@ -231,7 +231,7 @@ def test_a_full_disk_is_told_and_leaves_no_half_of_a_shard(jsonl, run, tmp_path,
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("zamba_lm.train.data.shards.os.fsync", full)
+    monkeypatch.setattr("zamba_lm.text.whole.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         run(jsonl("a.jsonl", TEXTS))
     assert not contents(tmp_path / "set")

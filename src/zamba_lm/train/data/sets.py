@@ -17,7 +17,7 @@ from pathlib import Path
 
 from zamba_lm.errors import ZambaError
 from zamba_lm.text.tokenizer import Tokenizer
-from zamba_lm.text.whole import replacing
+from zamba_lm.text.whole import replacing, settle
 from zamba_lm.train.data import encode, sources
 from zamba_lm.train.data.job import Options, run
 from zamba_lm.train.data.shards import FORMAT, MANIFEST, TOKENIZER, fingerprint, read_manifest
@@ -130,8 +130,7 @@ def _manifest(head: dict, entries: list[dict], dtype) -> dict:
 def _write(path: Path, content: dict) -> None:
     with replacing(path) as beside, beside.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
+        settle(file)
 
 
 # processes

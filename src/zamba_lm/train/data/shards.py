@@ -13,7 +13,6 @@ marks; their table has the lengths of the first two.
 import errno
 import hashlib
 import json
-import os
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ import numpy as np
 from zamba_lm.errors import ZambaError
 from zamba_lm.hub import nearest
 from zamba_lm.text.tokenizer import Tokenizer
-from zamba_lm.text.whole import replacing
+from zamba_lm.text.whole import replacing, settle
 from zamba_lm.train.data import encode
 
 FORMAT = 2
@@ -104,15 +103,10 @@ def writing(folder: Path, name: str, split: str, dtype: np.dtype, kind: str) -> 
         with ids.open("wb") as file:
             writer = Writer(name, split, file, dtype, kind)
             yield writer
-            _flush(file)
+            settle(file)
         with docs.open("wb") as file:
             np.save(file, writer.table)
-            _flush(file)
-
-
-def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+            settle(file)
 
 
 def read_manifest(folder: Path | str) -> dict:

@@ -12,7 +12,7 @@ from pathlib import Path
 from zamba_lm.errors import ZambaError
 from zamba_lm.model.checkpoint import read_json
 from zamba_lm.text.chat import check
-from zamba_lm.text.whole import replacing
+from zamba_lm.text.whole import replacing, settle
 from zamba_lm.train.data import sources
 from zamba_lm.train.data.records import read
 
@@ -67,8 +67,7 @@ def write_rejects(
                 answers = llm.chat([pair["prompt"] for _, pair in chunk], replace(params, seed=params.seed + k))
                 for line in _judged(chunk, answers, worse, keep_cut, counts):
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+            settle(file)
             done = chunk[-1][0] + 1
             last = _fingerprint(chunk[-1][1])
             _note(_progress(out), {"done": done, "last": last, "bytes": file.tell(), "counts": counts, "made": made})

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from zamba_lm.ops.scan.triton.forward import load_tile
-from zamba_lm.ops.scan.triton.steps import LOG2E, fetch_early, gated, load_row, load_state, owned, store_state, time_steps, zeros
+from zamba_lm.ops.scan.triton.steps import LOG2E, fetch_inputs, gated, load_row, load_state, owned, store_state, time_steps, zeros
 
 
 @triton.jit
@@ -145,10 +145,7 @@ def adjoints_kernel(
         z -= more * (TILE * SZT)
         if FAR > 0:
             ask = asking & (i + FAR < tiles)
-            fetch_early(far_y, ask)
-            fetch_early(far_dt, ask)
-            if GATE:
-                fetch_early(far_z, ask)
+            fetch_inputs(far_y, far_dt, far_z, ask, GATE)
             far_y -= TILE * H * P
             far_dt -= TILE * SDT
             far_z -= TILE * SZT

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from zamba_lm.ops.scan.triton.steps import (
     LOG2E,
-    fetch_early,
+    fetch_inputs,
     load_row,
     load_state,
     owned,
@@ -159,10 +159,7 @@ def forward_kernel(
         block = load_block(x, dt, z, t + STEP, length, live, q, SXT, SDT, SZT, SPLIT, TILES, GATE)
         if FAR > 0:
             ask = asking & (t + beyond < length)
-            fetch_early(far_x, ask)
-            fetch_early(far_dt, ask)
-            if GATE:
-                fetch_early(far_z, ask)
+            fetch_inputs(far_x, far_dt, far_z, ask, GATE)
             far_x += STEP * SXT
             far_dt += STEP * SDT
             far_z += STEP * SZT

@@ -13,6 +13,7 @@ from zamba_lm.ops.scan.triton.forward import load_tile
 from zamba_lm.ops.scan.triton.steps import (
     LOG2E,
     fetch_early,
+    fetch_inputs,
     gated,
     load_row,
     load_state,
@@ -75,11 +76,8 @@ def _ask(
     x, dt, z, dy, p, which, lane, SXT: tl.constexpr, SDT: tl.constexpr, SZT: tl.constexpr, SYT: tl.constexpr, GATE: tl.constexpr
 ):  # fmt: skip
     """Have the L2 cache bring a tile's inputs of the channels from p on, a token a lane."""
-    fetch_early(x + p + lane * SXT, which)
-    fetch_early(dt + p + lane * SDT, which)
+    fetch_inputs(x + p + lane * SXT, dt + p + lane * SDT, z + p + lane * SZT, which, GATE)
     fetch_early(dy + p + lane * SYT, which)
-    if GATE:
-        fetch_early(z + p + lane * SZT, which)
 
 
 @triton.jit

@@ -27,6 +27,15 @@ def fetch_early(at, which):
 
 
 @triton.jit
+def fetch_inputs(x, dt, z, which, GATE: tl.constexpr):
+    """``fetch_early`` for a token's x (or dy), dt and z."""
+    fetch_early(x, which)
+    fetch_early(dt, which)
+    if GATE:
+        fetch_early(z, which)
+
+
+@triton.jit
 def softplus(v):
     """log(1 + e^v) = max(v, 0) + e P(e) with e = e^-|v|, to a few units in the last place also where it is tiny.
 
