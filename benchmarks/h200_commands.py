@@ -39,7 +39,7 @@ def _case_command(case: Case, folder: str) -> str:
     words = ["zamba-lm", "bench", case.kind, "--preset", case.preset, "--random", "--context", str(case.context)]
     words += ["--batch", str(case.batch)] * (case.kind != "start")
     words += ["--state-dtype", "bf16"] * (case.state == "bfloat16") + ["--recompute"] * case.recompute
-    words += ["--against", "transformers"] * (case.state == "float32")
+    words += ["--no-merge"] * (not case.merge) + ["--against", "transformers"] * (case.state == "float32")
     return " ".join([*words, "--json", f"{folder}/{slug(case.name)}.json"])
 
 

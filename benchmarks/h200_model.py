@@ -48,8 +48,8 @@ class Model:
 
     def bench(self, case: Case, ours: bool) -> list:
         """Rows of one side of a case."""
-        self.prepare(case.kind == "train-step")
-        how = {"state_dtype": case.state, "recompute": case.recompute, "repeats": self.rounds, "warm_up": 1}
+        self.prepare(case.kind == "train-step", case.merge)
+        how = {"state_dtype": case.state, "recompute": case.recompute, "merge": case.merge, "repeats": self.rounds, "warm_up": 1}
         sizes = {"batches": (case.batch,), "contexts": (case.context,)}
         bench = Bench(
             subject=self.subject,
@@ -62,10 +62,13 @@ class Model:
         )
         return KINDS[case.kind](bench)
 
-    def prepare(self, training: bool) -> None:
+    def prepare(self, training: bool, merge: bool = True) -> None:
         """As decoding wants the model, or as training does. (On a CPU preparing packs weights, which nothing undoes.)"""
         if self.device.type == "cuda":
-            for_training(self.model) if training else ready(self.model)
+            if training or not merge:
+                for_training(self.model)
+            if not training:
+                ready(self.model, merge=merge)
 
     def compare(self) -> None:
         """Build their model, and hold both sides against the exact pass, for decoding and for training."""

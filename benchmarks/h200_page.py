@@ -105,17 +105,27 @@ def _rows_of(case: Case, reports: list[dict]) -> tuple[dict | None, dict | None]
 
 
 def agreement_table(reports: list[dict]) -> str:
-    lines = ["| run | against | our logits | their logits | our worst token | theirs | our gradients | theirs | agree |"]
-    lines.append("|---|---|---|---|---|---|---|---|---|")
+    heads = ["run", "against", "texts", "our logits", "their logits", "ours - theirs"]
+    heads += ["our worst token", "theirs", "our gradients", "theirs", "agree"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for report in reports:
         a = report["agreement"]
         if a is None:
             continue
-        figures = [a["ours"], a["theirs"], a["our_regret"], a["their_regret"], a["our_gradient"], a["their_gradient"]]
-        cells = [f"{report['kind']} {report['model']['name']}", a["exact"], *map(_small, figures)]
+        cells = [f"{report['kind']} {report['model']['name']}", a["exact"], str(a["texts"])]
+        cells += [f"{a['ours']:.4f}", f"{a['theirs']:.4f}", _apart(a)]
+        cells += [_small(a[name]) for name in ("our_regret", "their_regret", "our_gradient", "their_gradient")]
         lines.append("| " + " | ".join([*cells, "yes" if a["ok"] else f"**no**: {a['reason']}"]) + " |")
-    note = "Root mean square distance of the logits from the exact pass, over their spread; what the worst greedy choice loses."
-    return "\n".join(lines) + "\n\n" + note if len(lines) > 2 else ""
+    note = (
+        "Root mean square distance of the logits from the exact pass, over their spread; the difference with its standard error "
+        "over the texts; what the worst greedy choice loses."
+    )
+    return "\n".join(dict.fromkeys(lines)) + "\n\n" + note if len(lines) > 2 else ""
+
+
+def _apart(agreement: dict) -> str:
+    doubt = agreement.get("doubt")
+    return "" if doubt is None else f"{agreement['ours'] - agreement['theirs']:+.4f} ± {doubt:.4f}"
 
 
 def slower_table(reports: list[dict]) -> str:

@@ -137,6 +137,7 @@ class Run:
     def case(self, case: Case, ours: bool) -> None:
         model = self.model(case.preset)
         how = {"batch": str(case.batch), "context": str(case.context), "recompute": case.recompute, "state_dtype": case.state}
+        how["merge"] = case.merge
         report = self.report(case.name, case.preset, case.kind, **how)
         if not ours and model.theirs is None:
             raise ZambaError(f"transformers' model of {case.preset} is not there")

@@ -2,9 +2,10 @@
 
     python tools/make_pebble.py SETS OUT [--processes N] [--until STAGE] [--set STAGE.FIELD=VALUE ...]
 
-SETS holds the sets pretrain, anneal, sft and dpo, as `zamba-lm data tokenise` writes them, and dpo.jsonl.xz, the pairs
-themselves. Each stage is a command of zamba-lm, printed before it runs; OUT/STAGE.txt keeps what it says. A stage that is done is
-passed over, one that was cut off goes on, so the same line can be given again until OUT/zamba2-pebble is there.
+SETS holds the sets pretrain, anneal and sft, as `zamba-lm data tokenise` writes them, and dpo.jsonl.xz: prompts with an answer to
+choose, to which the tuned model writes answers to reject. Each stage is a command of zamba-lm, printed before it runs;
+OUT/STAGE.txt keeps what it says. A stage that is done is passed over, one that was cut off goes on, so the same line can be given
+again until OUT/zamba2-pebble is there.
 """
 
 import argparse
@@ -25,13 +26,13 @@ ALL = TEXT | {"sft": "sft:sft*"}  # the set sft also holds the prompts of the bl
 SETTINGS: dict[str, dict[str, object]] = {
     "pretrain": {
         "data.sources": TEXT, "data.weights": OLD,
-        "batch.tokens": 640e6, "batch.rows": 128, "optim.matrix_lr": 5e-3,
+        "batch.tokens": 660e6, "batch.rows": 128, "optim.matrix_lr": 5e-3,
         "rate.kind": "linear", "rate.warmup": 0.01, "rate.decay_from": 0.5, "rate.floor": 0.5,
         "run.eval_bytes": 400_000, "run.save_every": 1000,
     },
     "anneal": {
-        "data.sources": ALL, "data.weights": {"anneal": 0.9, "sft": 0.1}, "replay.weights": OLD,
-        "batch.tokens": 360e6, "batch.rows": 128, "optim.matrix_lr": 3.75e-3, "rate.gamma": 0.5,
+        "data.sources": ALL, "data.weights": {"anneal": 0.85, "sft": 0.15}, "replay.weights": OLD,
+        "batch.tokens": 400e6, "batch.rows": 128, "optim.matrix_lr": 3.75e-3, "rate.gamma": 0.5,
         "run.eval_bytes": 400_000, "run.save_every": 1000,
     },
     "sft": {
@@ -73,7 +74,7 @@ def steps(sets: Path, out: Path, more: dict[str, list[str]]) -> Iterator[Step]:
     for name, fields in SETTINGS.items():
         if name == "dpo":
             yield from _rejects(sets, out)
-            fields = fields | {"data.sources": {"dpo": str(sets / "dpo"), "own": str(out / "own")}}
+            fields = fields | {"data.sources": {"own": str(out / "own")}}
         else:
             fields = fields | {"data.folder": str(sets)}
         fields = fields | ({"start": str(start[name])} if name in start else {})

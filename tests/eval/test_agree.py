@@ -63,3 +63,10 @@ def test_relative_takes_several_tensors_as_one():
 
 def test_nothing_compared_is_no_agreement():
     assert not unknown("no room").ok and unknown("no room").reason == "no room"
+
+
+def test_several_texts_tell_how_sure_a_difference_is():
+    found = judge("bfloat16", "float64", ([0.03, 0.05], [0.04, 0.04]))
+    assert found.ours == pytest.approx((0.0034 / 2) ** 0.5) and found.theirs == pytest.approx(0.04)
+    assert found.texts == 2 and found.doubt == pytest.approx(0.01)
+    assert judge("bfloat16", "float64", (0.03, 0.04)).doubt is None

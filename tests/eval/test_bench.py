@@ -165,7 +165,7 @@ def test_a_checkpoint_is_cut_as_a_preset_is(tmp_path):
 
 
 def test_the_table_of_the_issue_is_there():
-    assert len(CASES) == 14 and len({case.name for case in CASES}) == 14
+    assert len(CASES) == 15 and len({case.name for case in CASES}) == 15
     assert {case.kind for case in CASES} == {"decode", "prefill", "train-step", "start"}
     assert all(case.preset in PUBLISHED and case.reach > 0 for case in CASES)
     assert all(case.hf is None or case.reach < case.hf for case in CASES)
@@ -173,6 +173,7 @@ def test_the_table_of_the_issue_is_there():
     assert (best.reach, best.hf, best.vllm) == pytest.approx((2.1e-3, 79.9e-3, 3.64e-3))
     assert find("decode", "zamba2-2.7b", 256, 512, "bfloat16").reach == pytest.approx(15e-3)
     assert find("prefill", "zamba2-2.7b", 1, 16384).peak == 9.5e9
+    assert find("prefill", "zamba2-2.7b", 1, 16384, merge=False).name.endswith("nothing merged")
     assert find("train-step", "zamba-7b-v1", 1, 4096) is None and find("train-step", "zamba-7b-v1", 1, 4096, recompute=True)
 
 

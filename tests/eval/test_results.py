@@ -58,6 +58,9 @@ def test_every_table_has_as_many_cells_as_its_head(folder):
         assert len({line.count("|") for line in lines}) <= 1
 
 
+CHOICES = ("--state-dtype", "--recompute", "--no-merge")
+
+
 def test_commands_are_ones_that_bench_knows():
     found = h200_commands.commands("out")
     assert len(found) >= len(CASES) + 7 and len(set(found)) == len(found)
@@ -66,7 +69,7 @@ def test_commands_are_ones_that_bench_knows():
         words = shlex.split(line)
         assert words[:2] == ["zamba-lm", "bench"] and words[2] in known
         options = {word for word in words if word.startswith("--")}
-        assert options <= {"--preset", "--random", "--context", "--batch", "--against", "--json", "--state-dtype", "--recompute"}
+        assert options <= {"--preset", "--random", "--context", "--batch", "--against", "--json", *CHOICES}
 
 
 def test_files_are_named_after_cases():

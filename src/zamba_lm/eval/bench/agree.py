@@ -1,20 +1,22 @@
 """When two sides compute the same function, and when a speed-up may be printed.
 
-The rule. Both sides and an exact pass (the reference implementations in float64; float32 where that has no room) see one random
-probe of 96 tokens.
+The rule. Both sides and an exact pass (the reference implementations in float64; float32 where that has no room) see random
+texts of 96 tokens: eight on a GPU, one on a CPU and for training.
 
 1. Logits after every token: a side's error is the root mean square distance from the exact logits, over their spread (standard
    deviation). Each error must be at most ``LIMITS`` of the dtype, and ours at most ``COMPARABLE`` times theirs.
-2. Tokens: each side continues the first half of the probe greedily by the very route that is timed (caches, graphs and all). The
-   exact pass reads what a side wrote. Wherever the side did not take the exactly most likely token, what it lost by that must
-   lie within its rounding: at most ``REGRET`` times the larger error, in spreads.
+2. Tokens: each side continues the first half of the first text greedily by the very route that is timed (caches, graphs and
+   all). The exact pass reads what a side wrote. Wherever the side did not take the exactly most likely token, what it lost by
+   that must lie within its rounding: at most ``REGRET`` times the larger error, in spreads.
 3. For training, gradients of a few matrices stand where tokens stood: the distance from the exact ones over their norm must be
    at most ``GRADIENT_LIMITS``, and ours at most ``COMPARABLE`` times theirs.
 
 Otherwise ``Agreement.ok`` is false, ``reason`` says which numbers disagree, and no speed-up is printed.
 """
 
+import math
 from dataclasses import dataclass
+from statistics import stdev
 
 import torch
 
@@ -38,6 +40,8 @@ class Agreement:
     their_regret: float = 0.0
     our_gradient: float | None = None
     their_gradient: float | None = None
+    texts: int = 1
+    doubt: float | None = None  # standard error of ours - theirs over the texts
 
 
 def unknown(reason: str) -> Agreement:
@@ -50,6 +54,18 @@ def error(logits_TV: torch.Tensor, exact_TV: torch.Tensor) -> float:
     """Root mean square distance over the spread of the exact logits; inf for anything that is not a number."""
     distance = (logits_TV.double() - exact_TV.double()).square().mean().sqrt() / exact_TV.double().std()
     return distance.nan_to_num(nan=torch.inf).item()
+
+
+def together(errors: list[float]) -> float:
+    """Root mean square of the errors of several texts."""
+    return math.sqrt(sum(e * e for e in errors) / len(errors))
+
+
+def doubt(ours: list[float], theirs: list[float]) -> float | None:
+    """Standard error of the mean of ours - theirs, text by text; None for one text."""
+    if len(ours) < 2:
+        return None
+    return stdev(a - b for a, b in zip(ours, theirs, strict=True)) / math.sqrt(len(ours))
 
 
 def regret(tokens_T: torch.Tensor, exact_TV: torch.Tensor) -> float:
@@ -67,13 +83,15 @@ def relative(found: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
 
 
 def judge(dtype: str, exact: str, errors, regrets=(0.0, 0.0), gradients=None) -> Agreement:
-    """Apply the rule. Pairs are (ours, theirs)."""
-    (ours, theirs), (our_regret, their_regret) = errors, regrets
+    """Apply the rule. Pairs are (ours, theirs); an error is a number, or a list of one a text."""
+    sides = [side if isinstance(side, list) else [side] for side in errors]
+    (ours, theirs), (our_regret, their_regret) = map(together, sides), regrets
     our_gradient, their_gradient = gradients or (None, None)
     reason = _logits(dtype, ours, theirs) or _tokens(max(ours, theirs), our_regret, their_regret)
     if gradients is not None:
         reason = reason or _gradients(dtype, our_gradient, their_gradient)
-    return Agreement(not reason, reason, exact, ours, theirs, our_regret, their_regret, our_gradient, their_gradient)
+    found = (ours, theirs, our_regret, their_regret, our_gradient, their_gradient)
+    return Agreement(not reason, reason, exact, *found, texts=len(sides[0]), doubt=doubt(*sides))
 
 
 def _logits(dtype: str, ours: float, theirs: float) -> str:

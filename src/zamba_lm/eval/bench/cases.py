@@ -28,6 +28,7 @@ class Case:
     context: int = 512
     state: str = "float32"  # dtype of the SSM states
     recompute: bool = False
+    merge: bool = True  # adapters and links multiplied out beforehand, as ``bench`` does without --no-merge
     reach: float
     peak: float | None = None
     hf: float | None = None
@@ -37,6 +38,7 @@ class Case:
     @property
     def name(self) -> str:
         extras = [self.state + " states"] * (self.state != "float32") + ["recomputation"] * self.recompute
+        extras += ["nothing merged"] * (not self.merge)
         return f"{self.kind} {self.preset} {self.batch} x {self.context}" + "".join(f", {extra}" for extra in extras)
 
 
@@ -62,6 +64,7 @@ CASES = (
     _decode("zamba-7b-v1", 32, 512, 9.5, 78.0),
     _prefill("zamba2-2.7b", 2048, 28.0, 85.0, 71.0),
     _prefill("zamba2-2.7b", 16384, 245.0, 420.0, 287.0, peak=9.5 * GB, hf_peak=10.9 * GB),
+    _prefill("zamba2-2.7b", 16384, 245.0, 420.0, 287.0, peak=9.5 * GB, hf_peak=10.9 * GB, merge=False),
     _prefill("zamba-7b-v1", 2048, 80.0, 137.0),
     _prefill("zamba-7b-v1", 16384, 720.0, 1454.0, hf_peak=23.2 * GB),
     Case(
@@ -86,7 +89,15 @@ CASES = (
 )
 
 
-def find(kind: str, preset: str | None, batch: int, context: int, state: str = "float32", recompute: bool = False) -> Case | None:
+def find(
+    kind: str,
+    preset: str | None,
+    batch: int,
+    context: int,
+    state: str = "float32",
+    recompute: bool = False,
+    merge: bool = True,
+) -> Case | None:
     """The case of a measurement, or None."""
-    key = (kind, preset, batch, context, state, recompute)
-    return next((c for c in CASES if (c.kind, c.preset, c.batch, c.context, c.state, c.recompute) == key), None)
+    key = (kind, preset, batch, context, state, recompute, merge)
+    return next((c for c in CASES if (c.kind, c.preset, c.batch, c.context, c.state, c.recompute, c.merge) == key), None)

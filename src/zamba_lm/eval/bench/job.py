@@ -136,6 +136,7 @@ def _measure(options: Options, subject: Subject, report: Report, batches, contex
         repeats=options.repeats,
         state_dtype=dtype_name(as_dtype(options.state_dtype)),
         recompute=options.recompute,
+        merge=options.merge or training,
     )
     report.rows = compared(KINDS[options.kind](bench), report.agreement)
 

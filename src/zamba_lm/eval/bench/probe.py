@@ -14,6 +14,7 @@ from zamba_lm.model.names import pieces
 from zamba_lm.model.zamba import Zamba
 
 TOKENS = 96
+TEXTS = {"cuda": 8}  # on other devices one: an exact pass takes a CPU minutes
 NEW = 24  # tokens that each side decodes
 MATRICES = ("layers.0.mixer.out_proj.weight", "blocks.0.down.weight", "blocks.0.o.weight")  # of which gradients are compared
 
@@ -21,15 +22,22 @@ MATRICES = ("layers.0.mixer.out_proj.weight", "blocks.0.down.weight", "blocks.0.
 @torch.inference_mode()
 def inference(model: Zamba, theirs: nn.Module, reference: Zamba, ours: Decoder, their: Decoder, seed: int) -> Agreement:
     """Logits and greedy tokens. ``reference``: an exact copy; the decoders hold one sequence each."""
-    ids_BT = random_ids(1, TOKENS, model.config.vocab_size, seed + 1)
-    start_BT = ids_BT[:, : TOKENS // 2]
-    found = [model.logits(ids_BT)[0], _their_logits(theirs, ids_BT.to(model.device))[0]]
+    n_texts, vocab = TEXTS.get(model.device.type, 1), model.config.vocab_size
+    texts = [random_ids(1, TOKENS, vocab, seed + 1 + n).to(model.device) for n in range(n_texts)]
+    start_BT = texts[0][:, : TOKENS // 2].cpu()
     written = [_continued(decoder, start_BT) for decoder in (ours, their)]
+    errors = [_errors(model, theirs, reference, ids_BT) for ids_BT in texts]
+    with exact(reference.dtype):
+        regrets = [_regret(reference, start_BT, tokens) for tokens in written]
+    return judge(dtype_name(model.dtype), dtype_name(reference.dtype), [list(side) for side in zip(*errors)], regrets)
+
+
+def _errors(model: Zamba, theirs: nn.Module, reference: Zamba, ids_BT: torch.Tensor) -> list[float]:
+    """Of our logits and of theirs after every token of a text."""
+    found = [model.logits(ids_BT)[0], _their_logits(theirs, ids_BT)[0]]
     with exact(reference.dtype):
         exact_TV = reference.logits(ids_BT)[0]
-        regrets = [_regret(reference, start_BT, tokens) for tokens in written]
-    errors = [error(logits, exact_TV) for logits in found]
-    return judge(dtype_name(model.dtype), dtype_name(reference.dtype), errors, regrets)
+    return [error(logits, exact_TV) for logits in found]
 
 
 def _their_logits(theirs: nn.Module, ids_BT: torch.Tensor) -> torch.Tensor:

@@ -36,6 +36,7 @@ class Bench:
     repeats: int
     state_dtype: str = "float32"
     recompute: bool = False
+    merge: bool = True  # whether the model was made ready so
     warm_up: int = 2  # first tokens that are not counted
 
     def sizes(self) -> Iterator[tuple[int, int]]:
@@ -45,7 +46,7 @@ class Bench:
         """The registered case, unless the model was cut."""
         if self.subject.layers:
             return None
-        return find(kind, self.subject.preset, batch, context, self.state_dtype, self.recompute)
+        return find(kind, self.subject.preset, batch, context, self.state_dtype, self.recompute, self.merge)
 
     def makers(self, batch: int, room: int, **how) -> tuple[Callable[[], Decoder] | None, Callable[[], Decoder] | None]:
         """What makes our decoder, and theirs. ``how``: for ours."""
