@@ -85,6 +85,9 @@ def _run(name: str, pairs: list[str], *, resume: bool, dry_run: bool) -> None:
     with started(name, pairs, resume=resume) as (config, notes):
         _tell(notes)
         recipe(name).run(config, resume=resume)
+    from zamba_lm.parallel import leave
+
+    leave()
 
 
 def _tell(notes: list[str]) -> None:
