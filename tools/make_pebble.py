@@ -26,13 +26,13 @@ ALL = TEXT | {"sft": "sft:sft*"}  # the set sft also holds the prompts of the bl
 SETTINGS: dict[str, dict[str, object]] = {
     "pretrain": {
         "data.sources": TEXT, "data.weights": OLD,
-        "batch.tokens": 660e6, "batch.rows": 128, "optim.matrix_lr": 5e-3,
+        "batch.tokens": 640e6, "batch.rows": 128, "optim.matrix_lr": 5e-3,
         "rate.kind": "linear", "rate.warmup": 0.01, "rate.decay_from": 0.5, "rate.floor": 0.5,
         "run.eval_bytes": 400_000, "run.save_every": 1000,
     },
     "anneal": {
-        "data.sources": ALL, "data.weights": {"anneal": 0.85, "sft": 0.15}, "replay.weights": OLD,
-        "batch.tokens": 400e6, "batch.rows": 128, "optim.matrix_lr": 3.75e-3, "rate.gamma": 0.5,
+        "data.sources": ALL, "data.weights": {"anneal": 0.9, "sft": 0.1}, "replay.weights": OLD,
+        "batch.tokens": 360e6, "batch.rows": 128, "optim.matrix_lr": 3.75e-3, "rate.gamma": 0.5,
         "run.eval_bytes": 400_000, "run.save_every": 1000,
     },
     "sft": {
