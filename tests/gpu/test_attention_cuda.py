@@ -6,8 +6,10 @@ import torch
 from tests.numerics.tolerances import assert_within
 from tests.ops.attention_cases import check, make
 from tests.ops.caches import paged
-from zamba_lm.ops.attention import KVCache, attention
+from zamba_lm.ops.attention import KVCache, attention, self_attention
 from zamba_lm.ops.dispatch import record
+from zamba_lm.ops.gpu import capability
+from zamba_lm.ops.linear.triton.few import HOPPER
 from zamba_lm.ops.packing import Packing
 
 pytestmark = pytest.mark.gpu
@@ -93,6 +95,30 @@ def test_gradients(width, dtype):
         gradients.append(torch.autograd.grad(y, leaves, dy.to(wide)))
     for got, expected in zip(*gradients, strict=True):
         assert_within("gradient", got, expected, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("turn", "joined"), [(True, True), (False, True), (True, False)])
+@pytest.mark.parametrize("lengths", [(*LENGTHS, 129, 1300), (4097,), (600, 600)])
+def test_gradients_on_hopper(lengths, turn, joined, dtype):
+    """Queries, keys and values in one tensor or three, documents of any lengths; the same numbers every time."""
+    from zamba_lm.ops.attention.reference import attention_reference
+    from zamba_lm.ops.rope import angles
+
+    T, packing, width = sum(lengths), Packing(lengths), 160
+    qkv = torch.stack(make(T, width, dtype=dtype, device=CUDA), dim=1).requires_grad_()
+    turns = angles(torch.cat([torch.arange(n, device=CUDA) for n in lengths]), width, 1e4) if turn else None
+    dy = torch.randn(T, 2, width, device=CUDA, dtype=dtype)
+    run = self_attention if joined else lambda x, *how: attention(*x.unbind(1), *how)
+    y, again = (run(qkv, (width / 2) ** -0.5, packing, None, turns) for _ in range(2))
+    (got,), (second,) = torch.autograd.grad(y, qkv, dy), torch.autograd.grad(again, qkv, dy)
+    wide = qkv.detach().double().requires_grad_()
+    expected = attention_reference(*wide.unbind(1), (width / 2) ** -0.5, packing, None, turns)
+    if capability(CUDA) == HOPPER:
+        assert y.grad_fn.name() == ("_JoinedBackward" if joined else "_ApartBackward")
+    assert torch.equal(y, again) and torch.equal(got, second)
+    assert_within("op", y, expected)
+    assert_within("gradient", got, torch.autograd.grad(expected, wide, dy.double())[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

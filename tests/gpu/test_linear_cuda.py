@@ -7,7 +7,7 @@ from tests.numerics.tolerances import assert_within
 from tests.ops.gradients import assert_gradients
 from tests.ops.test_linear_fused import naive, naive_gated
 from zamba_lm.ops.dispatch import record
-from zamba_lm.ops.linear import Normed, gated_linear, linear
+from zamba_lm.ops.linear import Normed, Squares, Unsummed, gated_linear, linear, summed
 
 pytestmark = pytest.mark.gpu
 ROWS = [1, 2, 4, 5, 17, 32, 63, 64, 65, 129, 500]
@@ -130,6 +130,34 @@ def test_several_rows_in_a_graph_give_the_same_bits(rows):
         y.fill_(torch.nan)
         graph.replay()
         assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("rows", [2, 9, 32, 64, 65, 256])
+@pytest.mark.parametrize(("O", "I"), [(2560, 5120), (3712, 7424), (77, 139)])
+def test_sums_are_left_to_a_norm(rows, O, I):  # noqa: E741
+    """The same numbers as without, to the bit where only the sum is put off; the other half of a norm behind the product."""
+    dtype = torch.bfloat16
+    x, weight, residual = (
+        randn(rows, I, dtype=dtype),
+        randn(O, I, dtype=dtype, scale=I**-0.5),
+        randn(rows, O, dtype=dtype, seed=1),
+    )
+    norm, up = Normed(1 + randn(O, dtype=dtype, scale=0.25), 1e-5), randn(1501, O, dtype=dtype, scale=O**-0.5)
+    later = linear(x, weight, residual_TO=residual, later=True)
+    poison(rows, O, dtype=dtype)
+    y, plain = linear(later, up, norm=norm), linear(x, weight, residual_TO=residual)
+    assert torch.equal(summed(later), plain)
+    assert_within("op", y, naive(plain, up, norm))
+    wide = x.float() * 3
+    before = Normed(1 + randn(I, dtype=dtype, scale=0.25), 1e-5)
+    squares = Squares(wide.square().view(rows, -1, I // 16 if I % 16 == 0 else I).sum(-1), I, 1e-5)
+    later = linear((wide * before.weight_I).to(dtype), weight, norm=squares, residual_TO=residual, later=True)
+    assert type(later) is Unsummed
+    both = torch.cat((residual, residual), dim=1)
+    twice, double = Normed(torch.cat((norm.weight_I, norm.weight_I)), 1e-5), torch.cat((up, up), dim=1)
+    y = linear((later, both[:, O:]), double, norm=twice)
+    assert_within("op", later.made_TO, naive(wide, weight, before, residual), dtype=dtype)
+    assert_within("op", y, naive((later.made_TO, residual), double, twice))
 
 
 def test_strided_rows():

@@ -6,7 +6,8 @@ import torch
 from tests.numerics.tolerances import assert_within
 from tests.ops.mixers import NO_LIMIT, Mamba1Token, Mamba2Token
 from zamba_lm.ops.dispatch import force, record
-from zamba_lm.ops.linear import linear
+from zamba_lm.ops.linear import Normed, Squares, Unmade, linear
+from zamba_lm.ops.step import mamba2_step
 
 pytestmark = pytest.mark.gpu
 
@@ -96,6 +97,30 @@ def test_steps_without_waiting_between_them(make, rows):
     assert_within("gradient", y, expected)  # 65 tokens' errors add
     assert_within("gradient", state[slots.long()], token.state)
     assert torch.equal(window[slots.long()], token.window)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 9, 17, 32, 33, 64, 65])
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("name", ["zamba2-2.7b", "zamba2-1.2b", "zamba2-7b"])
+@pytest.mark.parametrize("dtype", [BF16, F16])
+def test_input_projection_and_norm_are_part_of_the_step(name, rows, early, dtype):
+    """To the bit what the projection, the convolution and the recurrence make apart."""
+    _, shape = SHAPES[name]
+    token = Mamba2Token(rows, device="cuda", dtype=dtype, **shape)
+    window, state, slots = on_slots(token)
+    apart = window.clone(), state.clone()
+    x, weight = torch.randn(rows, 2560).to("cuda", dtype), (torch.randn(token.h.shape[1], 2560) / 50).to("cuda", dtype)
+    norm_in = Normed((1 + torch.randn(2560) / 4).to("cuda", dtype), 1e-5)
+    norm = Normed((1 + torch.randn(token.state[0, ..., 0].numel()) / 4).to("cuda", dtype), 1e-5, token.groups)
+    how = token.constants, token.groups, token.dt_limit, slots, early
+    y, left = mamba2_step(Unmade(x, weight, None, norm_in), window, state, *how, norm)
+    expected = mamba2_step(linear(x, weight, norm=norm_in), *apart, *how)
+    own = slots.long()
+    assert torch.equal(window[own], apart[0][own]) and torch.equal(state[own], apart[1][own])
+    assert (type(left) is Squares) == (rows > 8 and token.groups == 1 and dtype == BF16)
+    assert_within("op", left(y), norm(expected), dtype=dtype)
+    others = torch.ones(len(window), dtype=torch.bool).index_fill(0, own.cpu(), False)
+    assert window[others].isnan().all() and state[others].isnan().all()
 
 
 def test_inside_a_graph(make):

@@ -80,7 +80,8 @@ def test_rows_of_a_captured_step(kernels, model):
     before = state.ssm[:, 2].clone()
     for step in range(2):
         rows.ids_S[:2] = torch.tensor([SEQUENCES[0][5 + step], SEQUENCES[2][1 + step]])
-        logits = model.scores(Batch(rows.inputs(3), Packing((1, 1, 1))), rows.view(3))
+        view = rows.view(3)
+        logits = model.scores(Batch(rows.ids_S[:3], Packing((1, 1, 1)), view.open(model.embedding.weight)), view)
         for row, (seed, at) in enumerate(((0, 5 + step), (2, 1 + step))):
             assert_within("paths", logits[row], wanted[seed][at])
     assert torch.equal(state.ssm[:, 2], before)

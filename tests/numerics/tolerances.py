@@ -25,6 +25,7 @@ TOLERANCES = {
     # gradients: sums over tokens, so errors add
     ("gradient", F32): (1e-4, 1e-4),
     ("gradient", BF16): (5e-2, 2e-2),
+    ("gradient", F16): (1e-2, 5e-3),
 }
 
 

@@ -11,9 +11,13 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 
 from zamba_lm.ops.attention.triton.hopper import KEYS, QUERIES, STAGES, WIDTHS
+from zamba_lm.ops.attention.triton.hopper_training import BLOCK
+from zamba_lm.ops.attention.triton.hopper_training import STAGES as BLOCKS
 from zamba_lm.ops.attention.triton.tall import CHANNELS, TILE, tall_kernel
 from zamba_lm.ops.attention.triton.tall import KEYS as TALL_KEYS
 from zamba_lm.ops.attention.triton.trio import trio_kernel
+from zamba_lm.ops.attention.triton.trio_keys import keys_kernel
+from zamba_lm.ops.attention.triton.trio_queries import queries_kernel
 from zamba_lm.ops.linear.triton.configs import ring_config, streams_config
 from zamba_lm.ops.linear.triton.ring import ring_kernel
 from zamba_lm.ops.linear.triton.streams import streams_kernel
@@ -41,7 +45,7 @@ def ring(width: int, *, gated: bool = False, groups: int = 1, dtype: str = "bf16
     return shared(ring_kernel, types, constants | ({"r": None} if gated else {}), c.warps)
 
 
-def streams(rows: int, width: int, batch: int, *, gated: bool = False, odd: bool = False) -> int:
+def streams(rows: int, width: int, batch: int, *, gated=False, odd=False, added=True, taps: int = 0) -> int:
     c = streams_config(rows, width, batch, gated, 132)
     constants = {
         "I": width,
@@ -52,17 +56,41 @@ def streams(rows: int, width: int, batch: int, *, gated: bool = False, odd: bool
         "STAGES": c.stages,
         "SPLITS": c.splits,
     }
-    constants |= {"RESIDUAL": not gated, "GATED": gated, "WARPS": c.warps, "PDL": True}
-    types = dict.fromkeys(("x", "w", "r", "y"), "*bf16") | {"partial": "*fp32", "counters": "*i32"}
-    return shared(streams_kernel, types, constants | ({"r": None} if gated else {}), c.warps, odd=odd)
+    residual = not gated and added and not taps
+    constants |= {"ADDED": added, "RESIDUAL": residual, "GATED": gated, "WARPS": c.warps, "PDL": True}
+    constants |= {"INNER": rows // 2, "C": rows // 2 - 24, "K": taps, "SLOTS": taps > 0, "OLD": taps > 0}
+    types = dict.fromkeys(("x", "w", "r", "y", "window"), "*bf16") | {"counters": "*i32", "slots": "*i32"}
+    types |= dict.fromkeys(("partial", "convolved_x", "conv_weight", "conv_bias"), "*fp32")
+    without = () if residual else ("r",)
+    without += () if added else ("y", "counters")
+    without += () if taps else ("convolved_x", "window", "slots", "conv_weight", "conv_bias")
+    return shared(streams_kernel, types, constants | dict.fromkeys(without), c.warps, odd=odd)
 
 
-def trio(width: int) -> int:
+def trio(width: int, *, paged: bool) -> int:
+    constants = heads(width) | {"BN": KEYS, "STAGES": STAGES, "PAGED": paged, "LSE": not paged}
+    types = {"pages": "*i32", "past": "*i32", "tiles": "*i32", "y": "*bf16", "lse": "*fp32", "scale": "fp32"}
+    return shared(trio_kernel, types | sources(width, q=QUERIES // 2, k=KEYS, v=KEYS), constants, 4)
+
+
+def trio_gradients(width: int, *, keys: bool) -> int:
+    types = {"tiles": "*i32", "gradients": "*bf16", "cos": "*fp32", "sin": "*fp32", "scale": "fp32", "log_scale": "fp32"}
+    types["numbers"] = f"tensordesc<fp32[{BLOCK}],{gl.NVMMASharedLayout(0, 32, 1)!r}>" if keys else "*fp32"
+    rows = BLOCK if keys else KEYS
+    types |= sources(width, q=BLOCK, k=rows, v=rows, dy=BLOCK)
+    constants = heads(width) | {"TURN": True} | ({"STAGES": BLOCKS} if keys else {})
+    return shared(keys_kernel if keys else queries_kernel, types, constants, 4)
+
+
+def heads(width: int) -> dict:
     a, b = WIDTHS[width]
-    constants = {"HEADS": 32, "D": width, "A": a, "B": b, "BN": KEYS, "STAGES": STAGES}
-    types = {"pages": "*i32", "past": "*i32", "tiles": "*i32", "y": "*bf16", "scale": "fp32"}
-    types |= {f"{of}_{part}": tile(QUERIES // 2 if of == "q" else KEYS, w) for of in "qkv" for part, w in (("a", a), ("b", b))}
-    return shared(trio_kernel, types, constants, 4)
+    return {"HEADS": 32, "D": width, "A": a, "B": b}
+
+
+def sources(width: int, **rows: int) -> dict[str, str]:
+    """Each tensor in tiles of so many rows, in two pieces."""
+    pieces = zip("ab", WIDTHS[width], strict=True)
+    return {f"{of}_{piece}": tile(n, wide) for piece, wide in pieces for of, n in rows.items()}
 
 
 def tall(width: int) -> int:
@@ -80,7 +108,10 @@ if __name__ == "__main__":
     found = {f"ring {width}": ring(width) for width in (2560, 5120, 10240, 14848)}
     found |= {"ring gated": ring(3712, gated=True), "ring groups": ring(7168, groups=2, dtype="fp16"), "ring narrow": ring(1016)}
     found |= {"streams in": streams(10448, 2560, 32), "streams out": streams(2560, 5120, 64)}
+    found |= {"streams shares": streams(2560, 5120, 32, added=False)}
+    found |= {f"streams, {n} rows convolved": streams(10448, 2560, n, taps=4, odd=n == 9) for n in (9, 32, 64)}
     found |= {"streams gated": streams(10240, 2560, 2, gated=True), "streams odd": streams(1501, 1032, 3, odd=True)}
-    found |= {f"trio {width}": trio(width) for width in WIDTHS}
+    found |= {f"trio {width} {paged}": trio(width, paged=paged) for width in WIDTHS for paged in (True, False)}
+    found |= {f"trio gradients {width} {keys}": trio_gradients(width, keys=keys) for width in WIDTHS for keys in (True, False)}
     found |= {"tall 464": tall(464)}
     print(json.dumps(found))

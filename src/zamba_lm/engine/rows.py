@@ -11,6 +11,7 @@ from zamba_lm.engine.sequence import Sequence
 from zamba_lm.model.state import Memory, State
 from zamba_lm.model.zamba import Zamba
 from zamba_lm.ops.attention import KVCache
+from zamba_lm.ops.opening import opening
 from zamba_lm.ops.packing import Packing, on_device
 from zamba_lm.ops.sample import Settings, greedy, sample
 
@@ -91,10 +92,6 @@ class Rows:
         else:
             sample(logits_SV, self.settings, ids_S, self._see() if kind == PENALISED else None, self._all_S[start:stop])
 
-    def inputs(self, n: int) -> Tensor:
-        """Ids that the next step feeds. One that could not be chosen (-1, logits that are no numbers) counts as 0 here."""
-        return self.ids_S[:n].clamp_min(0)
-
     def view(self, n: int) -> "RowsView":
         return RowsView(self, n)
 
@@ -136,19 +133,28 @@ class RowsView:
 
     def __init__(self, rows: Rows, n: int):
         self._rows, self._n = rows, n
-        self._slots_S, self._past_S = rows.slots_S[:n], rows.past_S[:n]
-        self._table: Tensor | None = None
+        self._slots_S = rows.slots_S[:n]
+        self._pages_SM: Tensor | None = None
+        self._past_S: Tensor | None = None
 
     def __len__(self) -> int:
         return self._n
 
+    def open(self, embedding_VD: Tensor) -> Tensor:
+        """Begin a step: the rows' newest tokens, embedded (S, D). One that could not be chosen (-1, logits that are no numbers)
+        counts as 0 here. Ages are those of the next step from here on, on the device; this one works with a copy."""
+        rows, n = self._rows, self._n
+        kv = rows.state.kv
+        table_nM = kv.entry(0, 0, len(rows))[2] if kv.stores else rows.slots_S[:, None][:, :0]
+        how = rows.ids_S[:n], embedding_VD, table_nM, self._slots_S, rows.past_S[:n], rows.grows_S[:n]
+        x_SD, self._pages_SM, self._past_S = opening(*how)
+        return x_SD
+
     def begin(self, packing: Packing) -> None:
-        kv = self._rows.state.kv
-        if kv.stores:
-            _, _, table = kv.entry(0, 0, len(self._rows))
-            self._table = table.index_select(0, self._slots_S)
+        assert self._past_S is not None, "open comes first"
 
     def positions(self, packing: Packing) -> Tensor:
+        assert self._past_S is not None, "open comes first"
         return self._past_S.long()
 
     def layer(self, i: int) -> Memory:
@@ -156,9 +162,9 @@ class RowsView:
         return Memory(state.windows[i], state.ssm[i], self._slots_S, early=True)
 
     def cache(self, call: int) -> KVCache:
-        assert self._table is not None, "begin comes first"
+        assert self._pages_SM is not None and self._past_S is not None, "open comes first"
         keys, values, _ = self._rows.state.kv.entry(call, 0, len(self._rows))
-        return KVCache(keys, values, self._table, self._past_S, None, early=True)
+        return KVCache(keys, values, self._pages_SM, self._past_S, None, early=True)
 
     def advance(self, packing: Packing) -> None:
-        self._past_S += self._rows.grows_S[: self._n]
+        """Ages have grown in ``open``."""

@@ -249,7 +249,7 @@ class Runner:
         view, packing = rows.view(n), Packing((1,) * n)
 
         def step() -> Tensor:
-            batch = Batch(rows.inputs(n), packing)
+            batch = Batch(rows.ids_S[:n], packing, view.open(self.model.embedding.weight))
             logits_SV = self.model.scores(batch, view, last_only=True)
             rows.choose(0, n, logits_SV, kind)
             return logits_SV

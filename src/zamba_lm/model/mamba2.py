@@ -9,7 +9,7 @@ from zamba_lm.model.config import ZambaConfig
 from zamba_lm.model.parts import Linear, Norm, is_plain, project, project_onto
 from zamba_lm.model.state import Memory, carried
 from zamba_lm.ops.conv import conv
-from zamba_lm.ops.linear import Normed
+from zamba_lm.ops.linear import Normed, Unmade
 from zamba_lm.ops.mamba2 import mamba2, mamba2_mixer
 from zamba_lm.ops.norm import gated_norm
 from zamba_lm.ops.packing import Packing
@@ -47,12 +47,21 @@ class Mamba2(nn.Module):
         """The mixer of the normed input, plus the residual. memory: what to continue from and update in place, or None."""
         if memory is None:
             return self._afresh(x_TD, norm, packing, residual_TD)
-        c, h_TE = self.c, project(self.in_proj, x_TD, norm=norm)
         constants = self.constants() if self.frozen is None else self.frozen
         if packing.total == len(packing):
-            y_TI = mamba2_step(h_TE, memory.window, memory.ssm, constants, c.n_groups, c.dt_limit, memory.slots, memory.early)
-            return project_onto(self.out_proj, y_TI, residual_TD, norm=Normed(self.norm_weight, GATED_NORM_EPS, c.n_groups))
-        return self._by_parts(h_TE, constants, packing, memory, residual_TD)
+            return self._token(x_TD, norm, constants, memory, residual_TD)
+        return self._by_parts(project(self.in_proj, x_TD, norm=norm), constants, packing, memory, residual_TD)
+
+    def _token(self, x_TD, norm: Norm, constants, memory: Memory, residual_TD):
+        """One token of each sequence. Where both projections are our own, the step may do part of their work."""
+        c, norm_I = self.c, Normed(self.norm_weight, GATED_NORM_EPS, self.c.n_groups)
+        where = memory.window, memory.ssm, constants, c.n_groups, c.dt_limit, memory.slots, memory.early
+        if type(self.out_proj) is not Linear or not is_plain(self.in_proj, self.out_proj):
+            y_TI = mamba2_step(project(self.in_proj, x_TD, norm=norm), *where)
+            return project_onto(self.out_proj, y_TI, residual_TD, norm=norm_I)
+        h_TE = Unmade(x_TD, self.in_proj.weight, self.in_proj.row_scale, Normed(norm.weight, norm.eps))
+        y_TI, left = mamba2_step(h_TE, *where, norm_I)
+        return project_onto(self.out_proj, y_TI, residual_TD, norm=left)
 
     def _by_parts(self, h_TE, constants, packing, memory, residual_TD):
         """From the input projection's rows on: convolution, SSD, and what follows them."""

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from zamba_lm.ops.linear import Normed, linear, pack, prepared, unpack
+from zamba_lm.ops.linear import Normed, Squares, linear, pack, prepared, summed, unpack
 from zamba_lm.ops.norm import norm
 
 
@@ -37,7 +37,7 @@ class Linear(nn.Linear):
         return unpack(self.weight.detach(), self.row_scale)
 
 
-def project(module: nn.Module, x, *, norm: "Norm | Normed | None" = None, residual=None):
+def project(module: nn.Module, x, *, norm: "Norm | Normed | Squares | None" = None, residual=None):
     """module(norm(x)) + residual, whatever stands in the projection's place; x (T, in), or two that lie side by side.
 
     Our own ``Linear`` does all three at once. Anything else (a LoRA layer, a quantised one), and a ``Linear`` that somebody
@@ -45,15 +45,16 @@ def project(module: nn.Module, x, *, norm: "Norm | Normed | None" = None, residu
     """
     if is_plain(module):
         return module(x, norm=norm, residual=residual)
+    x, residual = tuple(map(summed, x)) if type(x) is tuple else summed(x), summed(residual)
     y_TO = module(prepared(x, Normed(norm.weight, norm.eps) if isinstance(norm, Norm) else norm))
     return y_TO if residual is None else residual + y_TO
 
 
-def project_onto(module: nn.Module, x, residual, *, norm: "Normed | None" = None):
-    """``project`` for inference: the sum may take the residual's place."""
-    if residual is None or type(module) is not Linear or not is_plain(module):
+def project_onto(module: nn.Module, x, residual, *, norm: "Normed | Squares | None" = None):
+    """``project`` for inference: the sum may take the residual's place, or be left to the norm that reads it (``Unsummed``)."""
+    if type(module) is not Linear or not is_plain(module):
         return project(module, x, norm=norm, residual=residual)
-    return linear(x, module.weight, module.row_scale, norm=norm, residual_TO=residual, overwrite=True)
+    return linear(x, module.weight, module.row_scale, norm=norm, residual_TO=residual, overwrite=True, later=True)
 
 
 def is_plain(*modules: nn.Module) -> bool:

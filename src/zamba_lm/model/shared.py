@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from zamba_lm.model.config import ZambaConfig
-from zamba_lm.model.parts import Linear, Norm, is_plain, project
+from zamba_lm.model.parts import Linear, Norm, is_plain, project, project_onto
 from zamba_lm.ops.adapter import adapter
 from zamba_lm.ops.attention import self_attention
-from zamba_lm.ops.linear import Normed, gate, gated_linear, linear
+from zamba_lm.ops.linear import Normed, gate, gated_linear, linear, summed
 
 
 class Adapter(nn.Module):
@@ -73,11 +73,12 @@ class SharedBlock(nn.Module):
         """x_TD: hidden state, x0_TD: embedding output, call: what the call adds, angles: RoPE tables or None, cache: keys and
         values so far (see ``ops.attention``). Returns what enters the mixer, x and what was linked to it (T, D)."""
         qkv = self._qkv(x_TD, x0_TD, call)
-        h_TD = project(self.o, self_attention(qkv, self.c.attn_scale, packing, cache, angles).flatten(-2))
+        h_TD = self_attention(qkv, self.c.attn_scale, packing, cache, angles).flatten(-2)
+        h_TD = project(self.o, h_TD) if cache is None else project_onto(self.o, h_TD, None)
         del qkv  # as large as what the MLP is about to make
         y_TF = self._gate_up(h_TD, call)
         if (weight := call.merged.get("link")) is not None and is_plain(self.down, call.link):
-            return linear(y_TF, weight, residual_TO=x_TD)
+            return linear(y_TF, weight, residual_TO=x_TD, later=cache is not None)
         return project(call.link, project(self.down, y_TF), residual=x_TD)
 
     def _qkv(self, x_TD, x0_TD, call):
@@ -86,7 +87,7 @@ class SharedBlock(nn.Module):
         if weight is not None and is_plain(self.qkv) and all(adapters[name].is_plain for name in "qkv"):
             qkv = linear((x_TD, x0_TD), weight, norm=Normed(self.norm_in.weight, self.norm_in.eps))
         elif "q" in adapters:
-            h_TE = self.norm_in(torch.cat([x_TD, x0_TD], dim=-1))
+            h_TE = self.norm_in(torch.cat([summed(x_TD), x0_TD], dim=-1))
             parts = project(self.qkv, h_TE).chunk(3, dim=-1)
             qkv = torch.cat([adapters[name](part, h_TE) for name, part in zip("qkv", parts)], dim=-1)
         else:
@@ -101,6 +102,6 @@ class SharedBlock(nn.Module):
                 return gated_linear(h_TD, weight, norm=norm)
             parts = None if adapter is None else adapter.parts
             return gated_linear(h_TD, self.gate_up.weight, self.gate_up.row_scale, norm=norm, adapter=parts)
-        h_TD = norm(h_TD)
+        h_TD = norm(summed(h_TD))
         y_T2F = project(self.gate_up, h_TD)
         return gate(y_T2F if adapter is None else adapter(y_T2F, h_TD))

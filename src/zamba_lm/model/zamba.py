@@ -18,7 +18,7 @@ from zamba_lm.model.recompute import again, checked
 from zamba_lm.model.schedule import LayerPlan, schedule
 from zamba_lm.model.shared import Call, SharedBlock, call_adapters
 from zamba_lm.model.state import State, StateLike
-from zamba_lm.ops.linear import Normed, linear, one_pass
+from zamba_lm.ops.linear import Normed, linear, one_pass, summed
 from zamba_lm.ops.rope import angles
 
 MIXERS = {"zamba": Mamba1, "zamba2": Mamba2}
@@ -97,7 +97,7 @@ class Zamba(nn.Module):
         """The logits of ``forward`` in the model's dtype, as the head computes them."""
         x_TD = self._run(batch, state)
         if last_only and batch.packing.total != len(batch):
-            x_TD = x_TD[batch.packing.last(x_TD.device)]
+            x_TD = summed(x_TD)[batch.packing.last(x_TD.device)]
         return self._score(x_TD)
 
     def _score(self, x_TD: torch.Tensor) -> torch.Tensor:
@@ -106,7 +106,7 @@ class Zamba(nn.Module):
     def hidden(self, batch: Batch, state: StateLike | None = None, *, watch: Watch | None = None) -> torch.Tensor:
         """Normed hidden states (T, D) that the head reads. ``watch`` is called with what enters each layer, (T, D), and returns
         what enters in its place."""
-        return self.norm(self._run(batch, state, watch))
+        return self.norm(summed(self._run(batch, state, watch)))
 
     def recompute(self, *parts: str, layers: Iterable[int] | None = None) -> "Zamba":
         """From now on, keep no inside of these parts for backward passes, and compute it there again; returns the model.
@@ -141,7 +141,7 @@ class Zamba(nn.Module):
             x_TD = x0_TD.clone()
         for layer in cast(Iterable[Layer], self.layers):
             if watch is not None:
-                x_TD = watch(x_TD).clone() if overwritten else watch(x_TD)
+                x_TD = watch(summed(x_TD)).clone() if overwritten else watch(x_TD)
             if "layers" in layer.recomputed and torch.is_grad_enabled():
                 x_TD = again(layer, self._layer, layer, x_TD, x0_TD, packing, turns, state)
             else:

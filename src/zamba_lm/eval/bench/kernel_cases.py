@@ -55,6 +55,7 @@ KERNELS = (
     KernelCase("mamba1_step", "mamba1_step", decode.mixer1, "decode", ("zamba",)),
     KernelCase("step", "step", small.recurrence, "decode"),
     KernelCase("adapter", "adapter", small.correction, "decode", hybrid=True),
+    KernelCase("opening", "opening", small.beginning, "decode"),
     KernelCase("greedy", "greedy", small.likeliest, "decode"),
     KernelCase("sample", "sample", small.drawn, "decode"),
     KernelCase("attention, one token", "attention", decode.paged, "decode", hybrid=True, per_context=True),

@@ -1,12 +1,13 @@
-"""Builders of the small ops: adapters, rotation, the bare recurrence, choosing tokens."""
+"""Builders of the small ops: adapters, rotation, the bare recurrence, a step's beginning, choosing tokens."""
 
 import torch
 
 from zamba_lm.eval.bench.costs import Cost
-from zamba_lm.eval.bench.kernel_decode import SCALE
+from zamba_lm.eval.bench.kernel_decode import PAGE, SCALE
 from zamba_lm.eval.bench.kernel_work import Draw, Work, product_flops, size_of
 from zamba_lm.model.config import ZambaConfig
 from zamba_lm.ops.adapter import adapter
+from zamba_lm.ops.opening import opening
 from zamba_lm.ops.rope import angles, rope
 from zamba_lm.ops.sample import Settings, greedy, sample
 from zamba_lm.ops.step import step
@@ -56,6 +57,28 @@ def recurrence(c: ZambaConfig, rows: int, context: int, draw: Draw, copies: int)
     ]
     cost = Cost(size_of(*sets[0], sets[0][0], sets[0][4], A), 6 * rows * c.d_inner * N)
     return Work(sets, lambda i: step(i[0], i[1], A, i[2], i[3], D, i[4]), cost)
+
+
+def beginning(c: ZambaConfig, rows: int, context: int, draw: Draw, copies: int) -> Work:
+    """What a step of decoding begins with; no row grows, so that every run finds the same ages."""
+    g, pages = torch.Generator().manual_seed(1), -(-(context + 1) // PAGE)
+
+    def whole(most, *shape, dtype=torch.int32):
+        return torch.randint(most, shape, generator=g, dtype=dtype).to(draw.device)
+
+    sets = [
+        (
+            whole(c.vocab_size, rows, dtype=torch.int64),
+            draw(c.vocab_size, c.d_model),
+            whole(rows * pages, rows, pages),
+            whole(rows, rows),
+            whole(context + 1, rows),
+            whole(1, rows),
+        )
+        for _ in range(copies)
+    ]
+    moved = rows * (2 * c.d_model * draw.dtype.itemsize + 8 * pages) + size_of(sets[0][0], *sets[0][3:], *sets[0][4:5])
+    return Work(sets, lambda i: opening(*i)[0], Cost(moved, rows))
 
 
 def likeliest(c: ZambaConfig, rows: int, context: int, draw: Draw, copies: int) -> Work:

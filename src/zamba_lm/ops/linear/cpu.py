@@ -39,7 +39,7 @@ def pack(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     return codes.to(torch.int8), scale.to(weight_OI.dtype)
 
 
-def linear_cpu(x_TI, weight_OI, row_scale_O=None, norm=None, residual_TO=None, overwrite=False):
+def linear_cpu(x_TI, weight_OI, row_scale_O=None, norm=None, residual_TO=None, overwrite=False, later=False):
     if norm is not None or type(x_TI) is tuple:
         x_TI = prepared(x_TI, norm)
     y_TO = _multiply(x_TI, weight_OI, row_scale_O)

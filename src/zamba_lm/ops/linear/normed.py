@@ -1,5 +1,6 @@
 """The norm that a projection applies to its input."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,7 @@ class Normed:
         return (F.rms_norm(parts, parts.shape[-1:], eps=self.eps).flatten(-2) * self.weight_I).to(self.weight_I.dtype)
 
 
-def prepared(x_TI, norm: Normed | None) -> torch.Tensor:
+def prepared(x_TI, norm: Callable[[torch.Tensor], torch.Tensor] | None) -> torch.Tensor:
     """One tensor, normed: what the projection multiplies."""
     if type(x_TI) is tuple:
         x_TI = torch.cat(x_TI, dim=-1)

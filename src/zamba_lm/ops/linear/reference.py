@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from zamba_lm.ops.linear.normed import prepared
 
 
-def linear_reference(x_TI, weight_OI, row_scale_O=None, norm=None, residual_TO=None, overwrite=False):
+def linear_reference(x_TI, weight_OI, row_scale_O=None, norm=None, residual_TO=None, overwrite=False, later=False):
     y_TO = F.linear(prepared(x_TI, norm), unpack(weight_OI, row_scale_O))
     return y_TO if residual_TO is None else residual_TO + y_TO
 

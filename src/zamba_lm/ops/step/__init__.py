@@ -44,14 +44,18 @@ def step(x_SHP, dt_SHP, A_HPN, B_SGN, C_SGN, D_HP, state_SHPN):
     return STEP(x_SHP.device)(x_SHP, dt_SHP, A_HPN, B_SGN, C_SGN, D_HP, state_SHPN)
 
 
-def mamba2_step(h_SE, window_SKC, state_SHPN, constants, groups: int, dt_limit: tuple[float, float], slots_S=None, early=False):
+def mamba2_step(
+    h_SE, window_SKC, state_SHPN, constants, groups: int, dt_limit: tuple[float, float], slots_S=None, early=False, norm=None
+):
     """What a Mamba-2 mixer does to one token between its input projection and its norm: convolution, recurrence, gate.
 
-    h_SE: rows [z | x | B | C | dt] of the input projection. window_SKC: the last K - 1 inputs of the convolution; state_SHPN:
-    float32, or bfloat16 to halve it. Both are **updated in place**: row s works on entry ``slots_S[s]`` of them (int32, on their
-    device; rows that share a slot spoil it and their own results, nothing else), or on entry s where slots_S is None. constants:
-    (conv weight (C, K), conv bias (C), dt bias (H), A (H), D (H)), float32. Returns y * SiLU(z), (S, H P) in **float32**, for the
-    norm that follows: nothing is rounded on the way.
+    h_SE: rows [z | x | B | C | dt] of the input projection, or that one ``Unmade`` (``ops.linear``). window_SKC: the last K - 1
+    inputs of the convolution; state_SHPN: float32, or bfloat16 to halve it. Both are **updated in place**: row s works on entry
+    ``slots_S[s]`` of them (int32, on their device; rows that share a slot spoil it and their own results, nothing else), or on
+    entry s where slots_S is None. constants: (conv weight (C, K), conv bias (C), dt bias (H), A (H), D (H)), float32. Returns y *
+    SiLU(z), (S, H P) in **float32**, for the norm that follows: nothing is rounded on the way. norm: None, or that norm, a
+    ``Normed``; then the result is a pair, y and what is left of the norm: all of it, or ``Squares`` of a y that is multiplied by
+    the norm's weight and rounded.
 
     early: window, state and slots are older than the running chain of dependent kernels (see ``ops.gpu.launch``), so they may be
     read before the kernel that makes h has ended. A caller says so when each layer's step runs once a chain, and something that
@@ -59,7 +63,7 @@ def mamba2_step(h_SE, window_SKC, state_SHPN, constants, groups: int, dt_limit: 
     """
     _, H, P, N = state_SHPN.shape
     _fits(h_SE, 2 * H * P + 2 * groups * N + H, window_SKC, H * P + 2 * groups * N, state_SHPN, slots_S)
-    return MAMBA2_STEP(h_SE.device)(h_SE, window_SKC, state_SHPN, constants, groups, dt_limit, slots_S, early)
+    return MAMBA2_STEP(h_SE.device)(h_SE, window_SKC, state_SHPN, constants, groups, dt_limit, slots_S, early, norm)
 
 
 def mamba1_step(

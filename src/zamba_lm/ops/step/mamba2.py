@@ -3,11 +3,13 @@
 import torch
 import torch.nn.functional as F
 
+from zamba_lm.ops.linear import made
 from zamba_lm.ops.step.reference import conv_token, on_slots, time_step
 
 
-def mamba2_step_reference(h_SE, window_SKC, state_SHPN, constants, groups, dt_limit, slots_S=None, early=False):
-    return on_slots(_token, h_SE, window_SKC, state_SHPN, slots_S, constants, groups, dt_limit)
+def mamba2_step_reference(h_SE, window_SKC, state_SHPN, constants, groups, dt_limit, slots_S=None, early=False, norm=None):
+    y_SI = on_slots(_token, made(h_SE), window_SKC, state_SHPN, slots_S, constants, groups, dt_limit)
+    return y_SI if norm is None else (y_SI, norm)
 
 
 def _token(h_SE, window_SKC, state_SHPN, constants, groups, dt_limit):

@@ -8,7 +8,8 @@ from zamba_lm.ops.attention.triton.append import append, blank
 from zamba_lm.ops.attention.triton.backward import WideAttention
 from zamba_lm.ops.attention.triton.decode import decode
 from zamba_lm.ops.attention.triton.flash import flash, suits_flash
-from zamba_lm.ops.attention.triton.hopper import hopper_prefill, suits_hopper, suits_tall, tall_prefill
+from zamba_lm.ops.attention.triton.hopper import hopper_prefill, suits_hopper, suits_tall, tall_prefill, trio_takes
+from zamba_lm.ops.attention.triton.hopper_training import hopper_attention, hopper_self_attention
 from zamba_lm.ops.attention.triton.joined import joined, suits_joining
 from zamba_lm.ops.attention.triton.packed import HEADS_OF, packed_attention
 from zamba_lm.ops.attention.triton.prefill import prefill
@@ -35,7 +36,7 @@ def attention_triton(q_THd, k_THd, v_THd, scale, packing, cache=None, angles=Non
         keep = cache is None or torch_is_faster or in_two
         q_THd, k_THd = append(q_THd, k_THd, v_THd, packing, cache, angles, keep)
     if on_hopper:
-        return hopper_prefill(q_THd, scale, packing, cache)
+        return hopper_prefill(q_THd, k_THd, v_THd, scale, packing, cache)
     if torch_is_faster:
         if not packing.known:
             blank(k_THd, v_THd, packing)
@@ -50,9 +51,13 @@ def attention_triton(q_THd, k_THd, v_THd, scale, packing, cache=None, angles=Non
 
 
 def self_attention_triton(qkv_T3Hd, scale, packing, cache=None, angles=None):
-    """Ours where documents of different lengths lie side by side, or heads are narrow; else as ``attention_triton``."""
-    if cache is None and torch.is_grad_enabled() and qkv_T3Hd.requires_grad and qkv_T3Hd.shape[3] in HEADS_OF:
-        if qkv_T3Hd.dtype != torch.float32 and (len(packing.runs) > 1 or qkv_T3Hd.shape[3] == HEADS_OF[0]):
+    """Ours where documents of different lengths lie side by side, heads are narrow, or it is the faster one; else as
+    ``attention_triton``."""
+    if cache is None and torch.is_grad_enabled() and qkv_T3Hd.requires_grad and qkv_T3Hd.dtype != torch.float32:
+        if trio_takes(qkv_T3Hd[:, 0]):
+            return hopper_self_attention(qkv_T3Hd, scale, packing, angles)
+        width = qkv_T3Hd.shape[3]
+        if width in HEADS_OF and (len(packing.runs) > 1 or width == HEADS_OF[0]):
             return packed_attention(qkv_T3Hd, scale, packing, angles)
     return attention(*qkv_T3Hd.unbind(1), scale, packing, cache, angles)
 
@@ -71,6 +76,8 @@ def _differentiable(q_THd, k_THd, v_THd, scale, packing, cache, angles):
         raise ValueError("gradients and a cache do not go together: keys and values are written in place")
     if angles is not None:
         q_THd, k_THd = rope_triton(q_THd, *angles), rope_triton(k_THd, *angles)
+    if trio_takes(q_THd):
+        return hopper_attention(q_THd, k_THd, v_THd, scale, packing)
     if len(packing.runs) > 1 and suits_flash(q_THd):
         return flash(q_THd, k_THd, v_THd, scale, packing)
     if q_THd.shape[2] <= WIDEST_OF_TORCH:

@@ -21,36 +21,58 @@ FEWEST = 1024  # tokens, from where on the kernel is worth compiling, which take
 
 def suits_hopper(q_THd, cache) -> bool:
     """Whether ``hopper_prefill`` takes so many queries, such heads and such pages here."""
+    return cache is not None and cache.page % KEYS == 0 and trio_takes(q_THd)
+
+
+def trio_takes(q_THd) -> bool:
+    """Whether the kernels of ``trio.py`` and ``trio_keys.py`` run here, and take so many tokens and such heads."""
     fits = len(q_THd) >= FEWEST and q_THd.shape[2] in WIDTHS and q_THd.dtype.itemsize == 2
-    fits = fits and cache is not None and cache.page % KEYS == 0
     return fits and capability(q_THd.device) == HOPPER and triton.__version__.startswith(GLUON)
 
 
-def hopper_prefill(q_THd, scale, packing, cache):
-    """y (T, H, d). Rotation and append are done already: keys and values are read from the pages alone."""
+def hopper_prefill(q_THd, k_THd, v_THd, scale, packing, cache=None, *, with_lse=False):
+    """y (T, H, d), and with ``with_lse`` also log2 of each row's sum (H, T) float32. Rotation and append are done already: with a
+    cache, keys and values are read from the pages alone."""
     T, H, D = q_THd.shape
-    tiles, table = query_tiles(packing, QUERIES, q_THd.device), cache.pages_SM
-    y = torch.empty(T, H, D, dtype=q_THd.dtype, device=q_THd.device)
-    whole = q_THd.stride(1) == D and q_THd.stride(0) % 8 == 0 and q_THd.data_ptr() % 16 == 0
-    q = q_THd if whole else q_THd.clone(memory_format=torch.contiguous_format)
-    of_pages = cache.keys.shape[0] * H * cache.page, D
+    q = aligned(q_THd)
+    tiles = query_tiles(packing, QUERIES, q.device)
+    y = torch.empty(T, H, D, dtype=q.dtype, device=q.device)
+    lse = torch.empty(H, T, dtype=torch.float32, device=q.device) if with_lse else y
+    if cache is None:
+        sources, pages, past = [t for x in (k_THd, v_THd) for t in in_two(aligned(x), KEYS)], tiles, tiles
+    else:
+        of_pages = [pool.view(-1, 1, D) for pool in (cache.keys, cache.values)]
+        sources, pages, past = [t for x in of_pages for t in in_two(x, KEYS)], cache.pages_SM, cache.past_S
     a, b = WIDTHS[D]
-    queries = [_kernels("trio").tiles_of(q, (T, H * D), q.stride(0), QUERIES // 2, wide) for wide in (a, b)]
-    past = [_kernels("trio").tiles_of(pool, of_pages, D, KEYS, wide) for pool in (cache.keys, cache.values) for wide in (a, b)]
     launch(
-        _kernels("trio").trio_kernel,
+        kernels_of("trio").trio_kernel,
         (len(tiles) * H,),
-        *(*queries, *past, table, cache.past_S, tiles, y, len(tiles), table.stride(0), cache.page, scale * LOG2_E),
+        *(*in_two(q, QUERIES // 2), *sources, pages, past, tiles, y, lse, len(tiles), T, pages.stride(0)),
+        *(1 if cache is None else cache.page, scale * LOG2_E),
         HEADS=H,
         D=D,
         A=a,
         B=b,
         BN=KEYS,
         STAGES=STAGES,
+        PAGED=cache is not None,
+        LSE=with_lse,
         num_warps=4,
         device=q.device,
     )
-    return y
+    return (y, lse) if with_lse else y
+
+
+def aligned(x_THd):
+    """x as the copy engine reads it: heads side by side in rows that begin at multiples of 16 bytes."""
+    whole = x_THd.stride(1) == x_THd.shape[2] and x_THd.stride(0) % 8 == 0 and x_THd.data_ptr() % 16 == 0
+    return x_THd if whole else x_THd.clone(memory_format=torch.contiguous_format)
+
+
+def in_two(x_THd, rows: int) -> list:
+    """What the copy engine reads of x: tiles of ``rows`` rows, for each of the two pieces of a head's channels."""
+    T, H, D = x_THd.shape
+    return [kernels_of("trio").tiles_of(x_THd, (T, H * D), x_THd.stride(0), rows, wide) for wide in WIDTHS[D]]
 
 
 def suits_tall(q_THd, k_THd, v_THd, packing, cache=None, past=None) -> bool:
@@ -70,7 +92,7 @@ def suits_tall(q_THd, k_THd, v_THd, packing, cache=None, past=None) -> bool:
 def tall_prefill(q_THd, k_THd, v_THd, scale, packing, cache=None, *, with_lse=False):
     """As ``prefill.prefill``: y (T, H, d), and with ``with_lse`` also log2 of each row's sum (H, T) float32."""
     T, H, D = q_THd.shape
-    tiles, slots_of = query_tiles(packing, QUERIES, q_THd.device), _kernels("tall").slots_of
+    tiles, slots_of = query_tiles(packing, QUERIES, q_THd.device), kernels_of("tall").slots_of
     y = torch.empty(T, H, D, dtype=q_THd.dtype, device=q_THd.device)
     lse = torch.empty(H, T, dtype=torch.float32, device=q_THd.device) if with_lse else y
     if cache is None:
@@ -79,7 +101,7 @@ def tall_prefill(q_THd, k_THd, v_THd, scale, packing, cache=None, *, with_lse=Fa
         rows = cache.keys.shape[0] * H * cache.page
         sources, pages, past = [slots_of(x, (rows, D), D) for x in (cache.keys, cache.values)], cache.pages_SM, cache.past_S
     launch(
-        _kernels("tall").tall_kernel,
+        kernels_of("tall").tall_kernel,
         (2 * len(tiles) * H,),
         *(q_THd, *sources, pages, past, tiles, y, lse, len(tiles), T, pages.stride(0)),
         *(1 if cache is None else cache.page, scale * LOG2_E, *q_THd.stride()[:2]),
@@ -94,6 +116,6 @@ def tall_prefill(q_THd, k_THd, v_THd, scale, packing, cache=None, *, with_lse=Fa
 
 
 @cache
-def _kernels(name: str) -> Any:
+def kernels_of(name: str) -> Any:
     """A module of kernels in Gluon, imported when one runs: another Triton may not have what it imports."""
     return import_module(f"zamba_lm.ops.attention.triton.{name}")

@@ -29,17 +29,20 @@ def tiles_of(x, shape: tuple[int, int], step: int, rows: int, wide: int) -> Tens
     return TensorDescriptor(x, list(shape), [step, 1], [rows, wide], layout)
 
 
-@gluon.jit(do_not_specialize=["n_tiles", "pages_s"])
+@gluon.jit(do_not_specialize=["n_tiles", "T", "pages_s"])
 def trio_kernel(
-    q_a, q_b, k_a, k_b, v_a, v_b, pages, past, tiles, y, n_tiles, pages_s, PAGE, scale,
+    q_a, q_b, k_a, k_b, v_a, v_b, pages, past, tiles, y, lse, n_tiles, T, pages_s, PAGE, scale,
     HEADS: gl.constexpr, D: gl.constexpr, A: gl.constexpr, B: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr,
+    PAGED: gl.constexpr, LSE: gl.constexpr,
 ):  # fmt: skip
     """A program: a tile of queries of a head. Sources are descriptors of (rows, A) and (rows, B): queries in rows of all heads,
-    keys and values in rows of a head, page by page."""
+    keys and values in rows of a head, page by page, or packed, in rows of all heads. ``lse``: log2 of each query's sum."""
     head = gl.program_id(0) // n_tiles
     tile = tiles + (gl.program_id(0) % n_tiles) * 4
     sequence, start, count, position = gl.load(tile), gl.load(tile + 1), gl.load(tile + 2), gl.load(tile + 3)
-    position += gl.where(count > 0, gl.load(past + sequence), 0)  # a row of zeros is no tile
+    first = start - position
+    if PAGED:
+        position += gl.where(count > 0, gl.load(past + sequence), 0)  # a row of zeros is no tile
     blocks = gl.maximum(gl.cdiv(position + count, BN), 1)
     dtype: gl.constexpr = y.dtype.element_ty
     qa_s = gl.allocate_shared_memory(dtype, [2, GROUP, A], q_a.layout)
@@ -58,12 +61,12 @@ def trio_kernel(
     table = pages + sequence * pages_s
     gl.warp_specialize(
         [
-            (multiply, (0, qa_s, qb_s, ka_s, kb_s, va_s, vb_s, there, free, y, start, count, position, blocks, head, scale,
-                        HEADS, D, A, B, BN, STAGES)),
-            (multiply, (1, qa_s, qb_s, ka_s, kb_s, va_s, vb_s, there, free, y, start, count, position, blocks, head, scale,
-                        HEADS, D, A, B, BN, STAGES)),
-            (fetch, (q_a, q_b, k_a, k_b, v_a, v_b, qa_s, qb_s, ka_s, kb_s, va_s, vb_s, there, free, start, table, blocks, head,
-                     PAGE, HEADS, D, A, B, BN, STAGES)),
+            (multiply, (0, qa_s, qb_s, ka_s, kb_s, va_s, vb_s, there, free, y, lse, start, count, position, blocks, head, scale,
+                        T, HEADS, D, A, B, BN, STAGES, LSE)),
+            (multiply, (1, qa_s, qb_s, ka_s, kb_s, va_s, vb_s, there, free, y, lse, start, count, position, blocks, head, scale,
+                        T, HEADS, D, A, B, BN, STAGES, LSE)),
+            (fetch, (q_a, q_b, k_a, k_b, v_a, v_b, qa_s, qb_s, ka_s, kb_s, va_s, vb_s, there, free, start, first, table, blocks,
+                     head, PAGE, HEADS, D, A, B, BN, STAGES, PAGED)),
         ],
         [4, 1],
         REGISTERS,
@@ -72,8 +75,9 @@ def trio_kernel(
 
 @gluon.jit
 def fetch(
-    q_a, q_b, k_a, k_b, v_a, v_b, qa_s, qb_s, ka_s, kb_s, va_s, vb_s, there, free, start, table, blocks, head, PAGE,
-    HEADS: gl.constexpr, D: gl.constexpr, A: gl.constexpr, B: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr,
+    q_a, q_b, k_a, k_b, v_a, v_b, qa_s, qb_s, ka_s, kb_s, va_s, vb_s, there, free, start, first, table, blocks, head,
+    PAGE, HEADS: gl.constexpr, D: gl.constexpr, A: gl.constexpr, B: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr,
+    PAGED: gl.constexpr,
 ):  # fmt: skip
     """Queries once, then a block after the other into whichever room is free."""
     SIZE: gl.constexpr = BN * (A + B) * 2  # bytes
@@ -84,17 +88,20 @@ def fetch(
     room, phase = 0, 1
     for i in range(blocks):
         at = (blocks - 1 - i) * BN
-        row = (gl.load(table + at // PAGE) * HEADS + head) * PAGE + at % PAGE
+        if PAGED:
+            row, column = (gl.load(table + at // PAGE) * HEADS + head) * PAGE + at % PAGE, 0
+        else:
+            row, column = first + at, head * D
         mbarrier.wait(free.index(room), phase)
         has_keys = there.index(1 + room)
         mbarrier.expect(has_keys, SIZE)
-        tma.async_copy_global_to_shared(k_a, [row, 0], has_keys, ka_s.index(room))
-        tma.async_copy_global_to_shared(k_b, [row, A], has_keys, kb_s.index(room))
+        tma.async_copy_global_to_shared(k_a, [row, column], has_keys, ka_s.index(room))
+        tma.async_copy_global_to_shared(k_b, [row, column + A], has_keys, kb_s.index(room))
         mbarrier.wait(free.index(STAGES + room), phase)
         has_values = there.index(1 + STAGES + room)
         mbarrier.expect(has_values, SIZE)
-        tma.async_copy_global_to_shared(v_a, [row, 0], has_values, va_s.index(room))
-        tma.async_copy_global_to_shared(v_b, [row, A], has_values, vb_s.index(room))
+        tma.async_copy_global_to_shared(v_a, [row, column], has_values, va_s.index(room))
+        tma.async_copy_global_to_shared(v_b, [row, column + A], has_values, vb_s.index(room))
         room, phase = following(room, phase, STAGES)
 
 
@@ -106,8 +113,9 @@ def following(room, phase, STAGES: gl.constexpr):
 
 @gluon.jit
 def multiply(
-    group: gl.constexpr, qa_s, qb_s, ka_s, kb_s, va_s, vb_s, there, free, y, start, count, position, blocks, head, scale,
-    HEADS: gl.constexpr, D: gl.constexpr, A: gl.constexpr, B: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr,
+    group: gl.constexpr, qa_s, qb_s, ka_s, kb_s, va_s, vb_s, there, free, y, lse, start, count, position, blocks, head, scale,
+    T, HEADS: gl.constexpr, D: gl.constexpr, A: gl.constexpr, B: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr,
+    LSE: gl.constexpr,
 ):  # fmt: skip
     """The softmax of a group's queries over all blocks, and what it makes of the values."""
     S: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BN, 16])
@@ -150,6 +158,9 @@ def multiply(
     oa, ob = warpgroup_mma_wait(0, deps=(oa, ob))
     store(y, oa, total, start, count, head, group, 0, HEADS, D, A, OA)
     store(y, ob, total, start, count, head, group, A, HEADS, D, B, OB)
+    if LSE:
+        n = GROUP * group + gl.arange(0, GROUP, gl.SliceLayout(1, S))
+        gl.store(lse + head * T + start + n, top + gl.log2(total), mask=n < count)
 
 
 @gluon.jit

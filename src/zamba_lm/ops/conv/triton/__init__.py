@@ -9,7 +9,7 @@ from zamba_lm.ops.packing import Packing, on_device
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 # Tokens at a time, how many times, channels, warps: enough loads under way, and no register spilled, on Hopper.
-FORWARD = (8, 2, 256, 1)
+FORWARD = (8, 2, 128, 1)
 BACKWARD = (16, 4, 128, 2)
 
 

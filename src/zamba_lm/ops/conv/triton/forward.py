@@ -93,7 +93,8 @@ def begin(y, x, window, taps, bias_C, start, end, x_stride, c, in_c, C, K: tl.co
 @triton.jit
 def put(y, t, total, c, in_c, C):
     to = y + t.to(tl.int64) * C + c
-    tl.store(to, (total / (1 + tl.exp(-total))).to(y.dtype.element_ty), mask=in_c)
+    root = tl.rsqrt(1 + tl.exp2(total * -1.4426950408889634))  # as in backward.py
+    tl.store(to, (total * (root * root)).to(y.dtype.element_ty), mask=in_c)
 
 
 @triton.jit

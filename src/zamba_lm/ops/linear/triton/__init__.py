@@ -5,9 +5,19 @@ from math import prod
 import torch
 import torch.nn.functional as F
 
+from zamba_lm.ops.linear.later import Squares, Unmade, Unsummed, read
 from zamba_lm.ops.linear.normed import Normed, prepared
 from zamba_lm.ops.linear.reference import linear_reference, unpack
-from zamba_lm.ops.linear.triton.few import few_rows, ring_row, skinny_gated, some_rows, streams_through
+from zamba_lm.ops.linear.triton.few import (
+    are_shared_out,
+    convolved_rows,
+    few_rows,
+    ring_row,
+    shares,
+    skinny_gated,
+    some_rows,
+    streams_through,
+)
 from zamba_lm.ops.linear.triton.gelu import gated
 from zamba_lm.ops.linear.triton.place import fits, gated_in_place
 from zamba_lm.ops.linear.triton.prepare import prepare
@@ -19,7 +29,11 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GATED = 32  # rows up to which our tensor-core kernel, gate included, is faster than cuBLAS and a kernel for the gate
 
 
-def linear_triton(x, weight, row_scale=None, norm: Normed | None = None, residual=None, overwrite=False):
+def linear_triton(x, weight, row_scale=None, norm=None, residual=None, overwrite=False, later=False):
+    if type(norm) is Squares and later:
+        return _later(x, _dense(weight, row_scale), residual, norm)
+    if type(norm) is Squares:
+        x, norm = norm(x), None
     lead, x = _matrices(x, weight if row_scale is None else row_scale, norm)
     residual = None if residual is None else _matrix(residual)
     if not (rows := len(_parts(x)[0])) or (norm is not None and norm.groups > 1 and _trains(weight, x, norm, residual)):
@@ -32,7 +46,10 @@ def linear_triton(x, weight, row_scale=None, norm: Normed | None = None, residua
     elif rows <= FEW:
         y = few_rows(x, weight, norm, residual)
     elif rows <= STREAMED and streams_through(weight):
-        y = some_rows(prepare(x, norm, weight.dtype), weight, residual)
+        x = prepare(x, norm, weight.dtype)
+        if later and len(lead) == 1 and are_shared_out(rows, weight):
+            return Unsummed(shares(x, weight), residual, None, weight.dtype)
+        y = some_rows(x, weight, residual)
     elif residual is None:
         y = F.linear(prepare(x, norm, weight.dtype), weight)
     elif overwrite:  # otherwise cuBLAS works on a copy
@@ -40,6 +57,28 @@ def linear_triton(x, weight, row_scale=None, norm: Normed | None = None, residua
     else:
         y = torch.addmm(residual, prepare(x, norm, weight.dtype), weight.T)
     return y.view(*lead, -1)
+
+
+def _later(x, weight, residual, squares: Squares) -> Unsummed:
+    """The product of a matrix that is still to be divided by its rms."""
+    if len(x) <= STREAMED and streams_through(weight):
+        parts = shares(x, weight) if are_shared_out(len(x), weight) else some_rows(x, weight)[None]
+    else:
+        parts = F.linear(x, weight)[None]
+    return Unsummed(parts, None if residual is None else _matrix(residual), squares, weight.dtype)
+
+
+def convolved(h: Unmade, inner, window, slots, conv_weight, conv_bias, old):
+    """The projection h, and what a convolution makes of the outputs from ``inner`` on, which h then lacks: by one kernel, or None
+    where none does both. See ``convolved_rows``."""
+    weight, rows = h.weight_OI, len(h)
+    if h.row_scale_O is not None or not FEW < rows <= STREAMED or not streams_through(weight) or window.dtype != weight.dtype:
+        return None
+    if are_shared_out(rows, weight) or _trains(weight, torch.empty(0, dtype=weight.dtype), h.norm):
+        return None
+    x, norm = read(h.x_TI, h.norm)
+    x = prepare(_matrices(x, weight, norm)[1], norm, weight.dtype)
+    return convolved_rows(x, weight, inner, window, slots, conv_weight, conv_bias, old)
 
 
 def gated_linear_triton(x, weight, row_scale=None, norm: Normed | None = None, adapter=None):

@@ -115,21 +115,52 @@ def ring_row(x, weight, norm=None, residual=None, *, gated=False, chosen: RingCo
 
 def some_rows(x, weight, residual=None, *, gated=False, chosen: StreamsConfig | None = None):
     """x W^T + residual, or the gated product, of a matrix (S, I) of the weight's 16-bit dtype, S up to 64."""
+    return _streamed(x, weight, chosen or _config(len(x), weight, gated), residual, gated=gated)
+
+
+def are_shared_out(rows: int, weight) -> bool:
+    """Whether ``some_rows`` of so many rows shares columns out among programs, so that sums are to be made."""
+    return _config(rows, weight).splits > 1
+
+
+def shares(x, weight):
+    """Float32 shares (N, S, O) that add up to the product of ``some_rows``, where columns are shared out."""
+    return _streamed(x, weight, _config(len(x), weight), added=False)
+
+
+def convolved_rows(x, weight, inner, window, slots, conv_weight, conv_bias, old):
+    """The product, and float32 (S, C) SiLU of a convolution that reads C outputs from ``inner`` on, which are missing in the
+    product; windows (n, K - 1, C) of ``slots`` or the first S move on (``old``: they may be read at once)."""
+    S, K, C = len(x), window.shape[1] + 1, window.shape[2]
+    out = torch.empty(S, C, dtype=torch.float32, device=x.device)
+    tensors = out, window, slots, conv_weight, conv_bias, *window.stride()[:2]
+    flags = {"INNER": inner, "C": C, "K": K, "SLOTS": slots is not None, "OLD": old}
+    return _streamed(x, weight, _config(S, weight), convolution=(tensors, flags)), out
+
+
+NO_CONVOLUTION = (None,) * 5 + (0, 0), {"INNER": 0, "C": 0, "K": 0, "SLOTS": False, "OLD": False}
+
+
+def _config(batch: int, weight, gated=False) -> StreamsConfig:
+    rows, width = weight.shape
+    return streams_config(rows // 2 if gated else rows, width, batch, gated, multiprocessors(weight.device))
+
+
+def _streamed(x, weight, chosen, residual=None, *, gated=False, added=True, convolution=NO_CONVOLUTION):
     S, (rows, width), device = len(x), weight.shape, x.device
     if x.data_ptr() % 16 or x.stride(0) % 8:  # asynchronous copies take 16 bytes at a time
         x = x.clone(memory_format=torch.contiguous_format)
     d_out = rows // 2 if gated else rows
-    chosen = chosen or streams_config(d_out, width, S, gated, multiprocessors(device))
-    y = torch.empty(S, d_out, dtype=weight.dtype, device=device)
     blocks = -(-d_out // chosen.lines)
-    partial = counters = y
+    y = partial = counters = torch.empty(S, d_out, dtype=weight.dtype, device=device) if added else None
     if chosen.splits > 1:
-        partial, counters = torch.empty(chosen.splits, S, d_out, dtype=torch.float32, device=device), _zeros(device)
-        assert blocks <= len(counters)
+        partial = torch.empty(chosen.splits, S, d_out, dtype=torch.float32, device=device)
+        counters = _zeros(device) if added else None
+        assert counters is None or blocks <= len(counters)
     launch(
         _gluon("streams").streams_kernel,
         (blocks, chosen.splits),
-        *(x, weight, residual, y, partial, counters, S, d_out),
+        *(x, weight, residual, y, partial, counters, *convolution[0], S, d_out),
         *(x.stride(0) // 8, 0 if residual is None else residual.stride(0)),
         I=width,
         LINES=chosen.lines,
@@ -138,14 +169,16 @@ def some_rows(x, weight, residual=None, *, gated=False, chosen: StreamsConfig | 
         BK=chosen.columns,
         STAGES=chosen.stages,
         SPLITS=chosen.splits,
+        ADDED=added,
         RESIDUAL=residual is not None,
         GATED=gated,
+        **convolution[1],
         WARPS=chosen.warps,
         num_warps=chosen.warps,
         device=device,
         pdl=True,
     )
-    return y
+    return y if added else partial
 
 
 _counters: dict[torch.device, torch.Tensor] = {}

@@ -3,7 +3,7 @@
 A program owns up to 128 rows of the weight, or of a half of it, over all columns or a share of them, and streams them through a
 ring in shared memory. EARLY tiles are asked for before it waits for the kernel in front, so that memory is busy while that one
 ends; not more, since x and what that one still has to do queue behind them. Where columns are shared out, the last program of
-some rows to arrive adds the sums up.
+some rows to arrive adds the sums up, unless a norm is to do that. What a convolution of one token reads, it may convolve.
 
 Written in Gluon, as ``ring.py`` is.
 """
@@ -13,6 +13,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from zamba_lm.ops.linear.triton.window import convolved, load_past, load_taps, shift, window_of
 
 EARLY = gl.constexpr(2)
 
@@ -53,6 +55,13 @@ def streams_kernel(
     y,
     partial,
     counters,
+    convolved_x,
+    window,
+    slots,
+    conv_weight,
+    conv_bias,
+    window_slot,
+    window_row,
     S,
     O,  # noqa: E741
     x_eighths,
@@ -64,17 +73,27 @@ def streams_kernel(
     BK: gl.constexpr,
     STAGES: gl.constexpr,
     SPLITS: gl.constexpr,
+    ADDED: gl.constexpr,
     RESIDUAL: gl.constexpr,
     GATED: gl.constexpr,
+    INNER: gl.constexpr,
+    C: gl.constexpr,
+    K: gl.constexpr,
+    SLOTS: gl.constexpr,
+    OLD: gl.constexpr,
     WARPS: gl.constexpr,
     PDL: gl.constexpr,
 ):
     """y (S, O) = x w^T + r, or with GATED gelu(gate) * up of w (2 O, I). Programs: (blocks of LINES rows, splits of the columns).
 
     S is at most BS. LINES of the M rows of a tile are real. A gate needs whole sums, so its columns are not shared out. Rows of x
-    lie x_eighths * 8 numbers apart, which tells the compiler that they begin at multiples of 16 bytes.
+    lie x_eighths * 8 numbers apart, which tells the compiler that they begin at multiples of 16 bytes. Not ADDED: shares of sums
+    stay apart, in ``partial`` (SPLITS, S, O). With K taps, C outputs from INNER on go through a convolution to ``convolved_x``
+    and into the windows, not to y; OLD windows are read before the wait.
     """
-    gl.static_assert(STAGES > EARLY and (not GATED or SPLITS == 1))
+    gl.static_assert(STAGES > EARLY and ((not GATED and K == 0) or SPLITS == 1))
+    LANES: gl.constexpr = M // 8 if M < 256 else 32
+    to: gl.constexpr = gl.BlockedLayout([8, 1], [LANES, 32 // LANES], [1, WARPS], [0, 1])
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 * 8 // BK, BK // 8], [WARPS, 1], [1, 0])
     shared: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
     sums: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[WARPS, 1], instr_shape=[16, BS, 16])
@@ -99,8 +118,16 @@ def streams_kernel(
     for stage in gl.static_range(EARLY):
         if stage < steps:
             weights(ring_w, ring_u, stage, w_rows, u_rows, w_in, (first + stage) * BK, I, BK, GATED, layout)
+    if K > 0:
+        c, in_c, own = window_of(window, slots, gl.program_id(0) * LINES, S, window_slot, INNER, C, LINES, M, BS, SLOTS, to)
+        keep = in_c[:, None] & (gl.arange(0, BS, gl.SliceLayout(0, to)) < S)[None, :]
+        taps, bias = load_taps(conv_weight, c, in_c, K), gl.load(conv_bias + c, mask=in_c, other=0.0)
+        if OLD:
+            past = load_past(own, window_row, keep, K)
     if PDL:
         gdc_wait()
+    if K > 0 and not OLD:
+        past = load_past(own, window_row, keep, K)
     for stage in gl.static_range(STAGES - 1):
         if stage < steps:
             columns(ring_x.index(stage), x_rows, x_in, (first + stage) * BK, I, BK, layout)
@@ -138,8 +165,6 @@ def streams_kernel(
 
     if GATED:
         acc = acc * 0.5 * (1.0 + gl.erf(acc * 0.7071067811865476)) * up
-    LANES: gl.constexpr = M // 8 if M < 256 else 32
-    to: gl.constexpr = gl.BlockedLayout([8, 1], [LANES, 32 // LANES], [1, WARPS], [0, 1])
     acc = gl.convert_layout(acc, to)
     line = gl.arange(0, M, gl.SliceLayout(1, to))
     at = gl.program_id(0) * LINES + line
@@ -151,16 +176,22 @@ def streams_kernel(
     if SPLITS > 1:
         share = partial + gl.program_id(1).to(gl.int64) * S * O
         gl.store(share + place, acc, mask=inside)
-        gl.thread_barrier()  # the whole program has written before one thread says so
-        if gl.atomic_add(counters + gl.program_id(0), 1, sem="acq_rel") == SPLITS - 1:
-            total = gl.zeros([M, BS], gl.float32, to)
-            for split in gl.static_range(SPLITS):
-                total += gl.load(partial + split * (S * O).to(gl.int64) + place, mask=inside, other=0.0, cache_modifier=".cg")
-            if RESIDUAL:
-                total += residual.to(gl.float32)
-            gl.store(y + place, total.to(y.dtype.element_ty), mask=inside)
-            gl.store(counters + gl.program_id(0), 0)  # ready for the next call
+        if ADDED:
+            gl.thread_barrier()  # the whole program has written before one thread says so
+            if gl.atomic_add(counters + gl.program_id(0), 1, sem="acq_rel") == SPLITS - 1:
+                total = gl.zeros([M, BS], gl.float32, to)
+                for split in gl.static_range(SPLITS):
+                    total += gl.load(partial + split * (S * O).to(gl.int64) + place, mask=inside, other=0.0, cache_modifier=".cg")
+                if RESIDUAL:
+                    total += residual.to(gl.float32)
+                gl.store(y + place, total.to(y.dtype.element_ty), mask=inside)
+                gl.store(counters + gl.program_id(0), 0)  # ready for the next call
     else:
         if RESIDUAL:
             acc += residual.to(gl.float32)
-        gl.store(y + place, acc.to(y.dtype.element_ty), mask=inside)
+        new = acc.to(y.dtype.element_ty)
+        if K > 0:
+            inside = inside & ~in_c[:, None]
+            gl.store(convolved_x + s.to(gl.int64)[None, :] * C + c[:, None], convolved(past, new, taps, bias, K), mask=keep)
+            shift(own, window_row, past, new, keep, K)
+        gl.store(y + place, new, mask=inside)

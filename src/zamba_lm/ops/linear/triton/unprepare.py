@@ -9,6 +9,8 @@ from zamba_lm.ops.norm.triton import spread, tile_of
 from zamba_lm.ops.norm.triton.kernels import part
 from zamba_lm.ops.norm.triton.sums import column_sums
 
+HELD = 20 * 32  # channels a warp at most: there are fewer registers to fill than going back through a gate
+
 
 @triton.jit
 def _tile(x, x2, at: tl.constexpr, I1: tl.constexpr, I: tl.constexpr, TILE: tl.constexpr):  # noqa: E741
@@ -116,7 +118,7 @@ def unprepare(d_out, x, x2, gain, eps: float, more=None):
     (T, I1), width = x.shape, d_out.shape[1]
     d_x = torch.empty(T, I1, dtype=x.dtype, device=x.device)
     d_x2 = None if x2 is None else torch.empty(T, width - I1, dtype=x2.dtype, device=x.device)
-    warps, most = spread(width, x.device)
+    warps, most = spread(width, x.device, HELD)
     shares = torch.empty(max(1, min(T, most)), width, dtype=torch.float32, device=x.device)
     launch(
         unprepare_kernel,

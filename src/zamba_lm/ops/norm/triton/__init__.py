@@ -12,7 +12,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 # (width up to, warps), forward: a thread holds 16 to 32 channels. Backward as many; its programs fill the chip once, go over many
 # rows, and have a share of the weight's gradient each.
 WARPS = ((1024, 1), (2048, 2), (4096, 4), (8192, 8), (None, 16))
-VECTORS = 8 * 32  # channels that a warp loads at once, forward
+VECTORS = 8 * 32  # channels that a warp loads at once, forward, of one tensor or of two
 TILE, MOST = 1024, 8  # channels of a tile at most, tiles of a row at most, forward
 TOGETHER = 1  # rows of a program, forward
 MANY, NARROW, SEVERAL = 8192, 1024, 4  # from so many rows on, up to such a width, so many: starting a program takes long
@@ -58,6 +58,7 @@ def normed(x, z, weight, eps, groups):
     if out.numel():
         tile = tile_of(width)
         together = SEVERAL if len(x) >= MANY and width <= NARROW else TOGETHER
+        vectors = VECTORS if z is None else VECTORS // 2
         launch(
             norm_forward,
             (cdiv(len(x), together), groups),
@@ -67,7 +68,7 @@ def normed(x, z, weight, eps, groups):
             GATED=z is not None,
             TILE=tile,
             ROWS=together,
-            num_warps=_warps(width) if tile > width else min(32, max(1, tile // VECTORS)),
+            num_warps=_warps(width) if tile > width else min(32, max(1, tile // vectors)),
             device=x.device,
             pdl=True,
         )
@@ -101,10 +102,10 @@ def gradients(d_x, d_z, d_out, x, z, weight, eps, groups, again=None):
 
 
 @cache
-def spread(held: int, device) -> tuple[int, int]:
-    """Warps of a program that takes a row of ``held`` channels going back, and how many programs fill the chip. Few warps: they
-    wait for each other once a row."""
-    warps = max(1, min(16, power_of_two(held) // HELD))
+def spread(width: int, device, held: int = HELD) -> tuple[int, int]:
+    """Warps of a program that takes a row of ``width`` channels going back, ``held`` a warp at most, and how many programs fill
+    the chip. Few warps: they wait for each other once a row."""
+    warps = min(16, power_of_two(cdiv(width, held)))
     return warps, max(1, RESIDENT // warps) * multiprocessors(device)
 
 

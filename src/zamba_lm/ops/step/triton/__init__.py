@@ -4,6 +4,8 @@ import torch
 import triton
 
 from zamba_lm.ops.gpu import launch
+from zamba_lm.ops.linear import Squares, Unmade, made
+from zamba_lm.ops.linear.triton import convolved
 from zamba_lm.ops.step.reference import NO_LIMIT
 from zamba_lm.ops.step.triton.configs import (
     MAMBA1_BY_HAND,
@@ -21,15 +23,26 @@ from zamba_lm.ops.step.triton.mamba1 import mamba1_low, mamba1_state, mamba1_tok
 from zamba_lm.ops.step.triton.mamba2 import mamba2_state, mamba2_token
 from zamba_lm.ops.step.triton.product import product
 
+WIDE = (torch.bfloat16, torch.float32)  # hold what no rms has tamed yet
 FETCHING_ROWS = 8  # up to here programs are few enough that what they ask for early is what they wait for
 _arrivals: dict[tuple[torch.device, int], torch.Tensor] = {}
 
 
-def mamba2_step_triton(h_SE, window_SKC, state_SHPN, constants, groups, dt_limit, slots_S=None, early=False):
-    _laid_out(h_SE, window_SKC, state_SHPN, constants)
+def mamba2_step_triton(h_SE, window_SKC, state_SHPN, constants, groups, dt_limit, slots_S=None, early=False, norm=None):
+    _laid_out(window_SKC, state_SHPN, constants)
+    how = window_SKC, state_SHPN, constants, groups, dt_limit, slots_S, early
+    if len(h_SE) > MAMBA2_ALONE:
+        begun = norm if norm is not None and norm.groups == 1 and norm.weight_I.dtype in WIDE else None
+        y, sums = _mamba2_many(h_SE, *how, begun)
+        left = norm if begun is None else Squares(sums, y.shape[1], norm.eps)
+    else:
+        y, left = _mamba2_few(_rows(made(h_SE)), *how), norm
+    return y if norm is None else (y, left)
+
+
+def _mamba2_few(h_SE, window_SKC, state_SHPN, constants, groups, dt_limit, slots_S, early):
+    """One kernel."""
     S, (_, H, P, N) = len(h_SE), state_SHPN.shape
-    if S > MAMBA2_ALONE:
-        return _mamba2_many(h_SE, window_SKC, state_SHPN, constants, groups, dt_limit, slots_S, early)
     config = MAMBA2
     block_n = triton.next_power_of_2(N)
     block_i = min(max(config.tile // block_n, 1), triton.next_power_of_2(H * P // groups))
@@ -58,18 +71,25 @@ def mamba2_step_triton(h_SE, window_SKC, state_SHPN, constants, groups, dt_limit
     return y
 
 
-def _mamba2_many(h_SE, window_SKC, state_SHPN, constants, groups, dt_limit, slots_S, early):
-    """Two kernels: the convolution, and the recurrence, which then has little to do but move the state."""
+def _mamba2_many(h_SE, window_SKC, state_SHPN, constants, groups, dt_limit, slots_S, early, norm):
+    """Two kernels: the convolution, which may be part of the input projection's, and the recurrence, which then has little to do
+    but move the state. With a norm, y times its weight, rounded, and sums of squares of what it was."""
     S, (_, H, P, N) = len(h_SE), state_SHPN.shape
     conv_weight_CK, conv_bias_C, dt_bias_H, A_H, D_H = constants
-    xBC_SC = h_SE[:, H * P : h_SE.shape[1] - H]
-    xBC = conv_token(xBC_SC, window_SKC, slots_S, conv_weight_CK, conv_bias_C, torch.float32, early)
-    y = torch.empty(S, H * P, dtype=torch.float32, device=h_SE.device)
+    conv = window_SKC, slots_S, conv_weight_CK, conv_bias_C
+    both = convolved(h_SE, H * P, *conv, early) if type(h_SE) is Unmade else None
+    if both is None:
+        h_SE = _rows(made(h_SE))
+        both = h_SE, conv_token(h_SE[:, H * P : h_SE.shape[1] - H], *conv, torch.float32, early)
+    h_SE, xBC = both
     block_p = _channels(state_SHPN)
+    gain = None if norm is None else norm.weight_I
+    y = torch.empty(S, H * P, dtype=torch.float32 if gain is None else gain.dtype, device=h_SE.device)
+    sums = None if gain is None else torch.empty(S, H * triton.cdiv(P, block_p), dtype=torch.float32, device=h_SE.device)
     launch(
         mamba2_state,
         (triton.cdiv(P, block_p), H, S),
-        *(y, h_SE, xBC, state_SHPN, slots_S, dt_bias_H, A_H, D_H, h_SE.stride(0), state_SHPN.stride(0), *dt_limit),
+        *(y, h_SE, xBC, state_SHPN, slots_S, dt_bias_H, A_H, D_H, gain, sums, h_SE.stride(0), state_SHPN.stride(0), *dt_limit),
         H=H,
         P=P,
         N=N,
@@ -78,16 +98,18 @@ def _mamba2_many(h_SE, window_SKC, state_SHPN, constants, groups, dt_limit, slot
         BLOCK_P=block_p,
         BLOCK_N=triton.next_power_of_2(N),
         SLOTS=slots_S is not None,
+        NORMED=gain is not None,
         EARLY=early,
         num_warps=STATE[1],
         device=h_SE.device,
         pdl=True,
     )
-    return y
+    return y, sums
 
 
 def mamba1_step_triton(h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_HPR, dt_limit, slots_S=None, early=False):
-    _laid_out(h_S2I, window_SKC, state_SHPN, constants)
+    _laid_out(window_SKC, state_SHPN, constants)
+    h_S2I = _rows(h_S2I)
     few = len(h_S2I) <= MAMBA1_BY_HAND
     run = _mamba1_few if few else _mamba1_many
     return run(h_S2I, window_SKC, state_SHPN, constants, x_proj_HRP, dt_proj_HPR, dt_limit, slots_S, early)
@@ -203,12 +225,19 @@ def _can_fetch(S, window, state, *pieces):
     return S <= FETCHING_ROWS and all(n % 16 == 0 for n in starts)
 
 
-def _laid_out(h, window, state, constants):
-    """Kernels take rows with any stride between them; inside a row, and inside a slot's state, numbers lie side by side."""
-    if h.stride(-1) != 1 or window.stride(-1) != 1 or not state[0].is_contiguous():
-        strides = f"h {h.stride()}, window {window.stride()}, state {state.stride()}"
+def _laid_out(window, state, constants):
+    """Inside a row, and inside a slot's state, numbers lie side by side."""
+    if window.stride(-1) != 1 or not state[0].is_contiguous():
+        strides = f"window {window.stride()}, state {state.stride()}"
         raise ValueError(f"a step needs channels side by side and each slot's state contiguous; strides are {strides}")
     if any(c.dtype != torch.float32 or not c.is_contiguous() for c in constants):
         raise ValueError(f"constants are {[c.dtype for c in constants]}, expected contiguous float32")
+
+
+def _rows(h):
+    """Rows as the kernels take them, with any stride between them."""
+    if h.stride(-1) != 1:
+        raise ValueError(f"a step needs channels side by side; strides of h are {h.stride()}")
     if h.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"h is {h.dtype}, expected float32, bfloat16 or float16")
+    return h

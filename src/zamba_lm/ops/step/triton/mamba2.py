@@ -129,6 +129,8 @@ def mamba2_state(
     dt_bias,
     A,
     D,
+    gain,
+    sums,
     h_stride,
     state_slot,
     dt_low,
@@ -141,12 +143,14 @@ def mamba2_state(
     LIMITED: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    NORMED: tl.constexpr,
     EARLY: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Recurrence and gate behind the convolution. h: rows [z | x | B | C | dt]; xBC: rows [x | B | C], convolved, float32.
 
-    Programs: (blocks of a head's channels, head, row).
+    Programs: (blocks of a head's channels, head, row). NORMED: y comes times the gain of its norm, and the sum of each program's
+    squares goes to ``sums``.
     """
     INNER: tl.constexpr = H * P
     head, row = tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -159,6 +163,8 @@ def mamba2_state(
     if EARLY:
         h_IN = tl.load(states, mask=keep, other=0.0)
     bias, A_head, D_head = tl.load(dt_bias + head), tl.load(A + head), tl.load(D + head)
+    if NORMED:
+        gain_I = tl.load(gain + i, mask=in_p, other=0.0).to(tl.float32)
     if PDL:
         tl.extra.cuda.gdc_wait()
     if not EARLY:
@@ -172,7 +178,11 @@ def mamba2_state(
     h_IN = h_IN.to(tl.float32) * tl.exp(dt * A_head) + (dt * x_I)[:, None] * B_N[None, :]
     tl.store(states, h_IN.to(state.dtype.element_ty), mask=keep)
     y_I = (tl.sum(h_IN * C_N[None, :], 1) + D_head * x_I) * silu(z_I)
-    tl.store(y + row * INNER + i, y_I, mask=in_p)
+    if NORMED:
+        square = tl.sum(tl.where(in_p, y_I * y_I, 0.0), 0)
+        tl.store(sums + (row * H + head) * tl.num_programs(0) + tl.program_id(0), square)
+        y_I *= gain_I
+    tl.store(y + row * INNER + i, y_I.to(y.dtype.element_ty), mask=in_p)
 
 
 @triton.jit
