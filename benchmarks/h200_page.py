@@ -124,7 +124,7 @@ def agreement_table(reports: list[dict]) -> str:
 
 
 def _apart(agreement: dict) -> str:
-    doubt = agreement.get("doubt")
+    doubt = agreement["doubt"]
     return "" if doubt is None else f"{agreement['ours'] - agreement['theirs']:+.4f} ± {doubt:.4f}"
 
 

@@ -52,7 +52,8 @@ def test_a_norm_makes_the_sum_on_its_way(way, dtype, how):
     assert_within("op", later.made_TO, total)
     assert_within("op", y, naive((later.made_TO, beside), weight, norm))
     twin, _ = halves(dtype, **how)
-    assert_within("op", twin.sum(), total) and summed(twin) is twin.sum()
+    assert_within("op", twin.sum(), total)
+    assert summed(twin) is twin.sum()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -95,4 +96,5 @@ def test_a_step_begins_its_norm_and_makes_its_input(way, rows, groups):
     y, left = mamba2_step(unmade, token.window, token.state, token.constants, groups, token.dt_limit, norm=norm)
     assert (type(left) is Squares) == (way == "triton" and rows == 9 and groups == 1)
     assert_within("op", left(y), naive(expected, torch.eye(width), norm))
-    assert_within("state", token.state, state) and torch.equal(token.window.double(), window)
+    assert_within("state", token.state, state)
+    assert torch.equal(token.window.double(), window)

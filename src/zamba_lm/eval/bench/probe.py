@@ -23,8 +23,8 @@ MATRICES = ("layers.0.mixer.out_proj.weight", "blocks.0.down.weight", "blocks.0.
 def inference(model: Zamba, theirs: nn.Module, reference: Zamba, ours: Decoder, their: Decoder, seed: int) -> Agreement:
     """Logits and greedy tokens. ``reference``: an exact copy; the decoders hold one sequence each."""
     n_texts, vocab = TEXTS.get(model.device.type, 1), model.config.vocab_size
-    texts = [random_ids(1, TOKENS, vocab, seed + 1 + n).to(model.device) for n in range(n_texts)]
-    start_BT = texts[0][:, : TOKENS // 2].cpu()
+    texts = [random_ids(1, TOKENS, vocab, seed + 1 + n) for n in range(n_texts)]
+    start_BT = texts[0][:, : TOKENS // 2]
     written = [_continued(decoder, start_BT) for decoder in (ours, their)]
     errors = [_errors(model, theirs, reference, ids_BT) for ids_BT in texts]
     with exact(reference.dtype):
@@ -34,7 +34,7 @@ def inference(model: Zamba, theirs: nn.Module, reference: Zamba, ours: Decoder, 
 
 def _errors(model: Zamba, theirs: nn.Module, reference: Zamba, ids_BT: torch.Tensor) -> list[float]:
     """Of our logits and of theirs after every token of a text."""
-    found = [model.logits(ids_BT)[0], _their_logits(theirs, ids_BT)[0]]
+    found = [model.logits(ids_BT)[0], _their_logits(theirs, ids_BT.to(model.device))[0]]
     with exact(reference.dtype):
         exact_TV = reference.logits(ids_BT)[0]
     return [error(logits, exact_TV) for logits in found]

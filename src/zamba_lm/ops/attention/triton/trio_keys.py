@@ -89,6 +89,16 @@ def copy(a, b, row, column, barrier, to_a, to_b, A: gl.constexpr):
 
 
 @gluon.jit
+def fetch_own(x_a, x_b, y_a, y_b, start, column, barrier, own, A: gl.constexpr, B: gl.constexpr):
+    """What both groups hold all the time: rows of two tensors."""
+    mbarrier.expect(barrier, 4 * GROUP * (A + B) * 2)
+    for group in gl.static_range(2):
+        at = start + GROUP * group
+        copy(x_a, x_b, at, column, barrier, own[0].index(group), own[1].index(group), A)
+        copy(y_a, y_b, at, column, barrier, own[2].index(group), own[3].index(group), A)
+
+
+@gluon.jit
 def keys_fetch(
     sources, own, others, lse, delta, there, free, start, steps, row,
     D: gl.constexpr, A: gl.constexpr, B: gl.constexpr, STAGES: gl.constexpr,
@@ -96,11 +106,7 @@ def keys_fetch(
     """Keys and values once, then blocks of queries from the newest to the oldest."""
     k_a, k_b, v_a, v_b, q_a, q_b, dy_a, dy_b, numbers = sources
     column = gl.program_id(1) * D
-    mbarrier.expect(there.index(0), 4 * GROUP * (A + B) * 2)
-    for group in gl.static_range(2):
-        at = start + GROUP * group
-        copy(k_a, k_b, at, column, there.index(0), own[0].index(group), own[1].index(group), A)
-        copy(v_a, v_b, at, column, there.index(0), own[2].index(group), own[3].index(group), A)
+    fetch_own(k_a, k_b, v_a, v_b, start, column, there.index(0), own, A, B)
     for i in range(steps):
         block, room, phase = steps - 1 - i, i % STAGES, (i // STAGES + 1) & 1
         at, number = start + block * GROUP, row + block * 2 * GROUP

@@ -9,7 +9,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 
 from zamba_lm.ops.attention.triton.trio import GROUP, REGISTERS, scores, weights
-from zamba_lm.ops.attention.triton.trio_keys import barriers, copy, following_zero, rooms_of, store
+from zamba_lm.ops.attention.triton.trio_keys import barriers, copy, fetch_own, following_zero, rooms_of, store
 
 KEYS = gl.constexpr(128)  # of a block
 STAGES = gl.constexpr(2)  # blocks of keys on the way
@@ -50,11 +50,7 @@ def queries_fetch(
     """Queries and their gradients once, then blocks of keys from the oldest to the newest."""
     q_a, q_b, dy_a, dy_b, k_a, k_b, v_a, v_b = sources
     column = gl.program_id(1) * D
-    mbarrier.expect(there.index(0), 4 * GROUP * (A + B) * 2)
-    for group in gl.static_range(2):
-        at = start + GROUP * group
-        copy(q_a, q_b, at, column, there.index(0), own[0].index(group), own[1].index(group), A)
-        copy(dy_a, dy_b, at, column, there.index(0), own[2].index(group), own[3].index(group), A)
+    fetch_own(q_a, q_b, dy_a, dy_b, start, column, there.index(0), own, A, B)
     for i in range(steps):
         at, room = first + i * KEYS, i % STAGES
         mbarrier.wait(free.index(1 + room), (i // STAGES + 1) & 1)

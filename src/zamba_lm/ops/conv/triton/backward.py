@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from zamba_lm.ops.conv.triton.parts import inputs_at, load_rows, load_taps, sequence_of, weighed
+from zamba_lm.ops.sigmoid import quick_sigmoid
 
 
 @triton.jit
@@ -116,10 +117,7 @@ def slide(
 
 @triton.jit
 def through_silu(d_y, total):
-    root = tl.rsqrt(
-        1 + tl.exp2(total * -1.4426950408889634)
-    )  # its square is the sigmoid: half the instructions of exp and division
-    sigmoid = root * root
+    sigmoid = quick_sigmoid(total)
     return d_y.to(tl.float32) * sigmoid * (1 + total * (1 - sigmoid))
 
 

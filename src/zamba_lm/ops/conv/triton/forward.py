@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from zamba_lm.ops.conv.triton.parts import inputs_at, load_rows, load_taps, sequence_of, weighed
+from zamba_lm.ops.sigmoid import quick_sigmoid
 
 
 @triton.jit(do_not_specialize=["T", "S"])
@@ -93,8 +94,7 @@ def begin(y, x, window, taps, bias_C, start, end, x_stride, c, in_c, C, K: tl.co
 @triton.jit
 def put(y, t, total, c, in_c, C):
     to = y + t.to(tl.int64) * C + c
-    root = tl.rsqrt(1 + tl.exp2(total * -1.4426950408889634))  # as in backward.py
-    tl.store(to, (total * (root * root)).to(y.dtype.element_ty), mask=in_c)
+    tl.store(to, (total * quick_sigmoid(total)).to(y.dtype.element_ty), mask=in_c)
 
 
 @triton.jit

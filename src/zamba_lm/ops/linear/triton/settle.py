@@ -7,6 +7,7 @@ import triton.language as tl
 from zamba_lm.ops.gpu import launch, power_of_two
 from zamba_lm.ops.linear.later import Unsummed
 from zamba_lm.ops.linear.normed import Normed
+from zamba_lm.ops.norm.triton.kernels import part, put
 
 TILE, WARPS = 512, 4  # channels at a time: four float32 numbers a thread
 
@@ -16,16 +17,14 @@ def row(x, at, SIZE: tl.constexpr, TILE: tl.constexpr):
     """A row of SIZE numbers that begins at ``x + at``, in tiles, float32; zeros beyond."""
     tiles = ()
     for start in tl.static_range(0, SIZE, TILE):
-        k = start + tl.arange(0, TILE)
-        tiles = tiles + (tl.load(x + at + k, mask=k < SIZE, other=0.0).to(tl.float32),)
+        tiles = tiles + (part(x + at, start, SIZE, TILE).to(tl.float32),)
     return tiles
 
 
 @triton.jit
 def written(to, at, tiles, SIZE: tl.constexpr, TILE: tl.constexpr):
     for i in tl.static_range(len(tiles)):
-        k = i * TILE + tl.arange(0, TILE)
-        tl.store(to + at + k, tiles[i].to(to.dtype.element_ty), mask=k < SIZE)
+        put(to + at, i * TILE, tiles[i].to(to.dtype.element_ty), SIZE, TILE)
 
 
 @triton.jit
@@ -78,21 +77,20 @@ def settle_kernel(
     if PDL:
         tl.extra.cuda.gdc_wait()
     shares = ()
-    for part in tl.static_range(PARTS):
-        shares = shares + (row(parts, (part * T + t) * O, O, TILE),)
+    for n in tl.static_range(PARTS):
+        shares = shares + (row(parts, (n * T + t) * O, O, TILE),)
     if RESIDUAL:
         residual = row(r, t * r_stride, O, TILE)
     if J > 0:
         others = row(beside, t * beside_stride, J, TILE)
     divisor = 1.0
     if SUMS > 0:
-        n = tl.arange(0, BLOCK)
-        divisor = tl.rsqrt(tl.sum(tl.load(sums + t * SUMS + n, mask=n < SUMS, other=0.0), 0) / WIDTH + sums_eps)
+        divisor = tl.rsqrt(tl.sum(part(sums + t * SUMS, 0, SUMS, BLOCK), 0) / WIDTH + sums_eps)
     found = ()
     for i in tl.static_range(len(gains)):
         total = shares[0][i]
-        for part in tl.static_range(1, PARTS):
-            total += shares[part][i]
+        for n in tl.static_range(1, PARTS):
+            total += shares[n][i]
         if SUMS > 0:
             total *= divisor
         if RESIDUAL:
